@@ -1,0 +1,322 @@
+"""Typed job configuration: read from YAML, overridable by ``key=value``, unknown keys refused.
+
+A configuration has one section for each stage of a run. ``changed_sections`` tells which
+results a change would make stale, so that a run directory never mixes two configurations.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from captioner import storage
+from captioner.errors import InputError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+# Not photographs for certain. Everything else is opened, and its bytes decide.
+_NOT_IMAGES = "txt json jsonl csv tsv parquet md html xml yaml yml py npy zip gz"
+NOT_IMAGES = [f"*.{suffix}" for suffix in _NOT_IMAGES.split(" ")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Source(Section):
+    """Where the images and their reference captions are."""
+
+    images: str
+    """A directory tree: a local path or any fsspec URL."""
+    captions: str | None = None
+    """A captions file, or none: then there is nothing to train on or to score against."""
+    captions_format: Literal["auto", "csv", "karpathy", "coco"] = "auto"
+    include: list[str] = ["*"]
+    exclude: list[str] = NOT_IMAGES
+
+
+class Split(Section):
+    """Which images train, validate and test: lists where given, else a stable hash."""
+
+    train: Fraction = 0.8
+    val: Fraction = 0.1
+    test: Fraction = 0.1
+    train_list: str | None = None
+    val_list: str | None = None
+    test_list: str | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fractions_add_up(self) -> Split:
+        if abs(self.train + self.val + self.test - 1.0) > 1e-9:
+            raise ValueError("train, val and test must add up to 1")
+        return self
+
+    @property
+    def lists(self) -> dict[str, str]:
+        """The split lists that are given, by split."""
+        named = {"train": self.train_list, "val": self.val_list, "test": self.test_list}
+        return {split: url for split, url in named.items() if url is not None}
+
+
+class Image(Section):
+    """Bounds on what is decoded; an image beyond them becomes a row with that reason."""
+
+    max_bytes: Positive = 256 * 1024 * 1024
+    # Pillow itself refuses images of more than 178,956,970 pixels.
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 120_000_000
+
+
+class Encoder(Section):
+    """The frozen image tower: any open_clip model."""
+
+    model: str = "ViT-B-32"
+    """A built-in name, ``local-dir:PATH`` or ``hf-hub:NAME``."""
+    pretrained: str = "openai"
+    """A weights tag or file for a built-in name; ``none`` for seeded random weights.
+    ``local-dir:`` and ``hf-hub:`` models bring their own weights."""
+    seed: int = 0
+    """Of the random weights, where ``pretrained`` is ``none``."""
+    tokens: bool = True
+    """Write the patch tokens too; attention needs them."""
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    batch_size: Positive = 64
+
+
+class Features(Section):
+    rows_per_file: Positive = 4096
+    """A crash loses at most one file's worth of work."""
+
+
+class VocabularyOptions(Section):
+    minimum_count: Positive = 5
+    remove_stop_words: bool = False
+
+
+class Decoder(Section):
+    type: Literal["lstm"] = "lstm"
+    attention: Literal["additive", "none"] = "additive"
+    embed_size: Positive = 256
+    hidden_size: Positive = 512
+    attention_size: Positive = 512
+    layers: Positive = 1
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class Train(Section):
+    epochs: Positive = 15
+    batch_size: Positive = 32
+    """Images in one optimiser step, over all workers."""
+    captions_per_image: Literal["first", "all"] = "all"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-4
+    patience: Positive = 2
+    """Epochs without a lower validation loss after which training stops."""
+    gradient_clip: Annotated[float, Field(gt=0.0)] | None = None
+    max_words: Positive = 40
+    """Longer captions are cut for training; references never are."""
+    shuffle_buffer: Positive = 1024
+    """Images held to shuffle from: 125 KB each at 49 x 1280 tokens."""
+    seed: int = 0
+
+
+class Search(Section):
+    beam_size: Positive = 5
+    length_penalty: Annotated[float, Field(ge=0.0)] = 0.7
+    repetition_penalty: Annotated[float, Field(ge=1.0)] = 1.2
+    max_words: Positive = 20
+
+
+class Caption(Section):
+    splits: list[Literal["train", "val", "test"]] = ["test"]
+    """Which splits of the manifest a run captions; images without a split are in none."""
+    batch_size: Positive = 32
+    rows_per_file: Positive = 4096
+    json_lines: bool = False
+
+
+class Report(Section):
+    gallery: Positive = 24
+    attention: Annotated[int, Field(ge=0)] = 3
+
+
+class Cluster(Section):
+    """Where and how wide to run. Changes speed, never results, so it may differ between calls."""
+
+    address: str | None = None
+    """A Ray cluster; none starts Ray on this machine."""
+    encoders: Positive | None = None
+    """Encoder (and search) actors; none: one for each GPU, or one where there is no GPU."""
+    train_workers: Positive = 1
+    decode_cpus: Annotated[float, Field(gt=0.0)] = 1.0
+    """Logical CPUs that a decoding task claims."""
+    rows_per_block: Positive = 256
+    """Images that travel together from task to task."""
+
+
+class JobConfig(Section):
+    name: str
+    run: str
+    """The run directory, local or any fsspec URL."""
+    source: Source
+    split: Split = Split()
+    image: Image = Image()
+    encoder: Encoder = Encoder()
+    features: Features = Features()
+    vocabulary: VocabularyOptions = VocabularyOptions()
+    decoder: Decoder = Decoder()
+    train: Train = Train()
+    search: Search = Search()
+    caption: Caption = Caption()
+    report: Report = Report()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _attention_has_tokens(self) -> JobConfig:
+        if self.decoder.attention != "none" and not self.encoder.tokens:
+            raise ValueError("decoder.attention needs encoder.tokens: true (or attention: none)")
+        return self
+
+    def at(self, *parts: str) -> str:
+        """A place inside the run directory."""
+        return storage.join(storage.resolve(self.run), *parts)
+
+
+STAGES = ("index", "extract", "train", "caption", "score", "report")
+_STAGE_OF_SECTION = {
+    "source": "index",
+    "split": "index",
+    "image": "extract",
+    "encoder": "extract",
+    "features": "extract",
+    "vocabulary": "train",
+    "decoder": "train",
+    "train": "train",
+    "search": "caption",
+    "caption": "caption",
+    "report": "report",
+}
+# Speed and layout only: the same rows come out whatever these say.
+_FREE = {"name", "run", "cluster", "encoder.batch_size", "features.rows_per_file"}
+_FREE |= {"caption.batch_size", "caption.rows_per_file"}
+
+
+def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a YAML configuration and apply ``key.path=value`` overrides.
+
+    Raises:
+        InputError: the file is missing or not YAML, a key is unknown, or a value does not fit.
+    """
+    if not storage.exists(url):
+        raise InputError(f"{url}: no such configuration file")
+    try:
+        values = yaml.safe_load(storage.read_text(url)) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{url}: not a YAML file: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{url}: expected keys and values, found {type(values).__name__}")
+    for override in overrides:
+        apply(values, override)
+    return parse(values, url)
+
+
+def parse(values: dict[str, Any], origin: str) -> JobConfig:
+    """Validate plain values. ``origin`` stands in front of every error."""
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{origin}: {_describe(problem)}" for problem in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def dump(config: JobConfig) -> str:
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def flatten(section: BaseModel) -> dict[str, Any]:
+    """``{"train.learning_rate": 0.0003, ...}``"""
+    flat: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(old: JobConfig, new: JobConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys whose change makes results of ``old`` stale, with both values."""
+    before, after = flatten(old), flatten(new)
+    return {
+        key: (before[key], after[key])
+        for key in before
+        if before[key] != after[key] and key not in _FREE and key.split(".")[0] not in _FREE
+    }
+
+
+def stage_of(key: str) -> str:
+    """The first stage that reads ``key`` (``train.epochs`` -> ``train``)."""
+    return _STAGE_OF_SECTION[key.split(".")[0]]
+
+
+def stages_from(stage: str) -> Sequence[str]:
+    return STAGES[STAGES.index(stage) :]
+
+
+def apply(values: dict[str, Any], override: str) -> None:
+    """Set ``key.path=value`` in plain values, in place.
+
+    Raises:
+        InputError: not of that form.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected KEY=VALUE, such as train.epochs=3")
+    *parents, leaf = key.strip().split(".")
+    target = values
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise InputError(f"--set {override}: {parent} is a value, not a section")
+    try:
+        target[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        target[leaf] = text
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_keys())
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]}?" if nearest else _section_hint(location, known)
+        return f"{key}: unknown key{hint}"
+    if problem["type"] == "missing":
+        return f"{key}: required, but not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (got {problem['input']!r})" if key else message
+
+
+def _section_hint(location: Sequence[str], known: Iterable[str]) -> str:
+    depth = len(location)
+    siblings = {
+        ".".join(key.split(".")[:depth])
+        for key in known
+        if key.split(".")[: depth - 1] == list(location[:-1])
+    }
+    return f"; known keys here: {', '.join(sorted(siblings))}"
+
+
+def _keys(section: type[BaseModel] = JobConfig) -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        keys.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += [f"{name}.{inner}" for inner in _keys(field.annotation)]
+    return keys

@@ -1,0 +1,251 @@
+"""A frozen open_clip image tower: pixels -> global embedding and patch tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.factory import parse_model_name
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from captioner.config import Encoder as EncoderOptions
+from captioner.errors import InputError
+from captioner.images import Preprocessing
+
+# open_clip reports each step of loading at INFO, and on the root logger.
+logging.getLogger("timm").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """Which tower made some features. Features of two towers must never meet in one model."""
+
+    model: str
+    pretrained: str  # "none": seeded random weights
+    quick_gelu: bool
+    weights_sha256: str
+    preprocessing: Preprocessing
+    embedding_size: int
+    patches: int  # 0: no tokens were asked for
+    channels: int
+    open_clip_version: str
+
+    @property
+    def has_real_weights(self) -> bool:
+        return self.pretrained != "none"
+
+    def describe(self) -> str:
+        """One line for people, with a warning where the weights are random."""
+        weights = (
+            f"weights {self.pretrained}" if self.has_real_weights else "RANDOM WEIGHTS (untrained)"
+        )
+        tokens = f", {self.patches} tokens of {self.channels}" if self.patches else ""
+        return f"{self.model}, {weights}, embedding {self.embedding_size}{tokens}"
+
+    def difference(self, other: EncoderIdentity) -> str | None:
+        """Why features of ``other`` do not fit a model made with this encoder; None: they do."""
+        mine, theirs = asdict(self), asdict(other)
+        for key in ("weights_sha256", "quick_gelu", "preprocessing", "patches", "channels"):
+            if mine[key] != theirs[key]:
+                return f"{key}: {mine[key]} against {theirs[key]}"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderIdentity:
+        picture = dict(values["preprocessing"])
+        picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
+        return cls(**{**values, "preprocessing": Preprocessing(**picture)})
+
+
+class Encoder:
+    """Runs a frozen tower on one device. ``identity`` says which tower it is."""
+
+    def __init__(self, options: EncoderOptions, device: str | torch.device = "cpu") -> None:
+        model, quick_gelu = _create(options)
+        self._tower = model.visual.eval().requires_grad_(False)
+        self._forward = _forward_of(self._tower)
+        self._device = torch.device(device)
+        self._dtype = _precision(options.precision, self._device)
+        preprocessing = _preprocessing(self._tower)
+        digest = _weights_digest(self._tower)
+        self._tower.to(device=self._device, dtype=self._dtype)
+        scale = 255.0 * torch.tensor(preprocessing.std)
+        shift = torch.tensor(preprocessing.mean) / torch.tensor(preprocessing.std)
+        self._scale = (1.0 / scale).view(1, 3, 1, 1).to(self._device)
+        self._shift = shift.view(1, 3, 1, 1).to(self._device)
+        self._with_tokens = options.tokens
+        blank = np.zeros((1, preprocessing.height, preprocessing.width, 3), np.uint8)
+        embedding, tokens = self.encode(blank)
+        schema, _ = parse_model_name(options.model)
+        own_weights = schema is not None and options.pretrained != "none"
+        self.identity = EncoderIdentity(
+            model=options.model,
+            pretrained="its own" if own_weights else options.pretrained,
+            quick_gelu=quick_gelu,
+            weights_sha256=digest,
+            preprocessing=preprocessing,
+            embedding_size=embedding.shape[1],
+            patches=0 if tokens is None else tokens.shape[1],
+            channels=0 if tokens is None else tokens.shape[2],
+            open_clip_version=open_clip.__version__,
+        )
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Tensor, Tensor | None]:
+        """Encode ``pixels: (batch, height, width, 3) uint8``.
+
+        Returns:
+            ``embedding: (batch, embedding_size) float16``, as open_clip's ``encode_image`` gives
+            it without normalisation, and ``tokens: (batch, patches, channels) float16`` (None
+            where the configuration leaves them out), on the CPU.
+        """
+        batch = torch.from_numpy(pixels).to(self._device, non_blocking=True)
+        batch = batch.permute(0, 3, 1, 2).float() * self._scale - self._shift
+        embedding, tokens = self._forward(batch.to(self._dtype))
+        half = embedding.to("cpu", torch.float16)
+        return half, tokens.to("cpu", torch.float16) if self._with_tokens else None
+
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _forward_of(tower: nn.Module) -> Forward:
+    """How to get (embedding, tokens) from each of open_clip's kinds of image tower."""
+    if isinstance(tower, VisionTransformer):
+        tower.output_tokens = True  # forward then gives (pooled, patch tokens after ln_post)
+        return lambda images: tower(images)
+    if isinstance(tower, TimmModel):
+        return lambda images: _timm_forward(tower, images)
+    if isinstance(tower, ModifiedResNet):
+        return lambda images: _resnet_forward(tower, images)
+    raise InputError(f"encoder.model: open_clip's {type(tower).__name__} towers are not supported")
+
+
+def _timm_forward(tower: TimmModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    features = tower.trunk.forward_features(images)
+    embedding = tower.head(tower.trunk.forward_head(features))
+    if features.ndim == 3:  # (batch, class and register tokens + patches, channels)
+        return embedding, features[:, getattr(tower.trunk, "num_prefix_tokens", 0) :]
+    if getattr(tower.trunk, "output_fmt", "NCHW") == "NHWC":
+        return embedding, features.flatten(1, 2)
+    return embedding, features.flatten(2).transpose(1, 2)
+
+
+def _resnet_forward(tower: ModifiedResNet, images: Tensor) -> tuple[Tensor, Tensor]:
+    features = tower.stem(images)
+    for layer in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+        features = layer(features)
+    return tower.attnpool(features), features.flatten(2).transpose(1, 2)
+
+
+def _create(options: EncoderOptions) -> tuple[Any, bool]:
+    """The open_clip model, and whether its activation is QuickGELU."""
+    schema, name = parse_model_name(options.model)
+    random = options.pretrained == "none"
+    quick_gelu = False
+    if schema is None:
+        if name not in open_clip.list_models():
+            raise InputError(
+                f"encoder.model: open_clip has no model `{name}`; see open_clip.list_models(), "
+                "or use local-dir:PATH or hf-hub:NAME"
+            )
+        # OpenAI's weights were trained with QuickGELU, which open_clip's plain names lack.
+        tag = {} if random else get_pretrained_cfg(name, options.pretrained)
+        configured = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
+        quick_gelu = bool(configured or tag.get("quick_gelu", False))
+        if not random and not tag and not os.path.isfile(options.pretrained):
+            tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+            raise InputError(
+                f"encoder.pretrained: `{options.pretrained}` is neither a file nor weights that "
+                f"open_clip knows for {name} (known: {tags})"
+            )
+    elif schema == "local-dir" and not os.path.isfile(f"{name}/open_clip_config.json"):
+        raise InputError(f"encoder.model: {name} has no open_clip_config.json")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            model = open_clip.create_model(
+                options.model,
+                pretrained=options.pretrained if schema is None and not random else None,
+                load_weights=not random,
+                require_pretrained=not random,
+                force_quick_gelu=quick_gelu,
+            )
+    except Exception as error:
+        if random:
+            raise
+        raise InputError(_no_weights(options, schema, name, error)) from error
+    return model, quick_gelu
+
+
+def _no_weights(options: EncoderOptions, schema: str | None, name: str, error: Exception) -> str:
+    """Which weights could not be had, from where, and how to give a local file."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if schema == "local-dir":
+        return f"encoder.model: no weights could be loaded from {name}: {reason}"
+    if schema == "hf-hub":
+        return (
+            f"encoder.model: {name} could not be fetched from the Hugging Face hub: {reason}\n"
+            "Copy that repository to a directory and set encoder.model=local-dir:PATH"
+        )
+    source = get_pretrained_cfg(name, options.pretrained)
+    places = [source["url"]] if source.get("url") else []
+    places += [f"hf-hub:{source['hf_hub'].rstrip('/')}"] if source.get("hf_hub") else []
+    # A weights file carries no activation, so the name has to.
+    local = f"{name}-quickgelu" if source.get("quick_gelu") and "quickgelu" not in name else name
+    return (
+        f"encoder.pretrained: the {options.pretrained} weights of {name} could not be loaded "
+        f"from {' or '.join(places) or options.pretrained}: {reason}\n"
+        f"With a local file: encoder.model={local} encoder.pretrained=/path/to/weights. "
+        "For a trial without weights: encoder.pretrained=none (random, captions mean nothing)."
+    )
+
+
+def _preprocessing(tower: Any) -> Preprocessing:
+    settings = tower.preprocess_cfg
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return Preprocessing(
+        height=height,
+        width=width,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        interpolation=settings["interpolation"],
+        resize_mode=settings["resize_mode"],
+        fill_color=settings["fill_color"],
+    )
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return {
+            "float32": torch.float32,
+            "float16": torch.float16,
+            "bfloat16": torch.bfloat16,
+        }[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _weights_digest(tower: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of the image tower alone, before any cast."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(memoryview(tensor.contiguous().cpu().numpy().reshape(-1)).cast("B"))
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""The Parquet schema of a feature shard, and its metadata.
+
+A reader that knows only Parquet sees plain columns; ``tokens`` is Arrow's canonical
+fixed-shape tensor. Who made the features stands in each file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+import captioner
+from captioner import manifest, storage
+from captioner.encoder import EncoderIdentity
+from captioner.errors import InputError
+
+_METADATA_KEY = b"captioner.encoder"
+
+
+def schema(identity: EncoderIdentity) -> pa.Schema:
+    """Columns of a feature shard made by this encoder."""
+    fields = [
+        pa.field("image_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("width", pa.int32()),  # pixels, upright
+        pa.field("height", pa.int32()),
+        pa.field("embedding", pa.list_(pa.float16(), identity.embedding_size)),
+    ]
+    if identity.patches:
+        shape = (identity.patches, identity.channels)
+        fields.append(pa.field("tokens", pa.fixed_shape_tensor(pa.float16(), shape)))
+    fields.append(pa.field("error", pa.string()))  # null, or why there are no features
+    return pa.schema(
+        fields,
+        metadata={
+            _METADATA_KEY: json.dumps(identity.to_dict()),
+            b"captioner.version": captioner.__version__,
+        },
+    )
+
+
+def column(values: NDArray[np.float16], valid: NDArray[np.bool_], type_: pa.DataType) -> pa.Array:
+    """A float16 Arrow column with nulls from the values of its valid rows.
+
+    Args:
+        values: ``(valid rows, ...) float16``, for the valid rows alone.
+        valid: ``(rows,) bool``.
+        type_: a fixed-size list, or a fixed-shape tensor.
+    """
+    storage_type = type_.storage_type if isinstance(type_, pa.FixedShapeTensorType) else type_
+    rows = np.zeros((len(valid), storage_type.list_size), np.float16)
+    rows[valid] = values.reshape(len(values), -1)
+    array = pa.FixedSizeListArray.from_arrays(
+        pa.array(rows.reshape(-1)), type=storage_type, mask=pa.array(~valid)
+    )
+    return type_.wrap_array(array) if isinstance(type_, pa.FixedShapeTensorType) else array
+
+
+def to_numpy(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float16]:
+    """``embedding`` or ``tokens`` as ``(rows, ...) float16``. No row may be null."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # several chunks of an extension type stay apart
+            array = pa.concat_arrays(array.chunks)
+    values: NDArray[np.float16]
+    if isinstance(array, pa.FixedShapeTensorArray):
+        values = array.to_numpy_ndarray()
+    else:
+        flat = array.flatten().to_numpy(zero_copy_only=False)
+        values = flat.reshape(len(array), array.type.list_size)
+    return values
+
+
+def read_identity(url: str) -> EncoderIdentity:
+    """Which encoder made the feature shards under ``url``.
+
+    Raises:
+        InputError: there are none, or they are not captioner's.
+    """
+    if not storage.exists(url):
+        raise InputError(f"{url}: no features here; run `captioner extract` first")
+    files = manifest.dataset(url).files
+    if not files:
+        raise InputError(f"{url}: no Parquet files here; run `captioner extract` first")
+    filesystem, _ = storage.arrow_filesystem(url)
+    metadata = pq.read_schema(files[0], filesystem=filesystem).metadata or {}
+    if _METADATA_KEY not in metadata:
+        raise InputError(f"{files[0]}: not a feature shard: its metadata names no encoder")
+    return EncoderIdentity.from_dict(json.loads(metadata[_METADATA_KEY]))
+
+
+@dataclass(frozen=True)
+class Counts:
+    rows: int
+    errors: dict[str, int]  # by reason
+
+
+def count(url: str) -> Counts:
+    """Rows, and failed rows by reason, of feature or caption shards."""
+    dataset = manifest.dataset(url)
+    reasons = dataset.to_table(columns=["error"]).column("error").drop_null().value_counts()
+    errors = {entry["values"].as_py(): entry["counts"].as_py() for entry in reasons}
+    return Counts(int(dataset.count_rows()), errors)

@@ -1,0 +1,135 @@
+"""Bytes -> uint8 pixels at the encoder's size, or a reason why not.
+
+The pixels equal those of open_clip's own preprocessing before normalisation. It is written
+here with Pillow alone, because a decoding worker then starts without importing torch.
+
+Three corrections go before it, since open_clip's transform leaves them to its caller: the
+EXIF orientation is applied, 16-bit grey is scaled to 8 bits instead of clipped, and
+transparency is laid over white (what stands behind transparent pixels is arbitrary).
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an encoder wants its images (open_clip's ``PreprocessCfg``)."""
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"  # or "bilinear"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: int = 0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """``pixels: (height, width, 3) uint8``, or an ``error``. Sizes are the upright image's own."""
+
+    pixels: Pixels | None
+    width: int | None
+    height: int | None
+    error: str | None
+
+
+def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> Decoded:
+    """Decode one image file of any format that Pillow reads; never raises on bad data."""
+    width = height = None
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of what max_pixels bounds, and of odd metadata in fine images.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    reason = f"{width * height:,} pixels, more than image.max_pixels {max_pixels:,}"
+                    return Decoded(None, width, height, reason)
+                upright = _upright_8_bit(image)
+                width, height = upright.size
+                scaled = _resized_area(upright, preprocessing)
+                if scaled > max_pixels:
+                    reason = f"too long and thin: {width} x {height}"
+                    return Decoded(None, width, height, reason)
+                return Decoded(_to_size(upright, preprocessing), width, height, None)
+    except UnidentifiedImageError:
+        return Decoded(None, None, None, "empty file" if not data else "not an image")
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error ...
+        return Decoded(None, width, height, f"{type(error).__name__}: {error}"[:200])
+
+
+def _upright_8_bit(image: Image.Image) -> Image.Image:
+    """First frame, EXIF orientation applied, in a mode that open_clip's transform treats well."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, in files of 16 or 32 bits
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(f"{image.mode} pixels outside 0..65535")
+        return Image.fromarray((grey // 257).astype(np.uint8), "L")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() != (255, 255):
+            white = Image.new("RGBA", rgba.size, "white")
+            return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode in ("1", "P", "PA"):  # Pillow resizes these without interpolation
+        return image.convert("RGB")
+    return image
+
+
+def _scale_to(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int]:
+    """The size that the whole image is resized to, before cropping or padding: width, height."""
+    (width, height), target = image.size, preprocessing
+    if target.resize_mode == "squash":
+        return target.width, target.height
+    if target.resize_mode == "shortest" and target.height == target.width:
+        # torchvision.transforms.Resize with one number cuts the long side down to a whole pixel
+        if width <= height:
+            return target.width, max(1, int(target.width * height / width))
+        return max(1, int(target.height * width / height)), target.height
+    ratios = (height / target.height, width / target.width)
+    ratio = max(ratios) if target.resize_mode == "longest" else min(ratios)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _resized_area(image: Image.Image, preprocessing: Preprocessing) -> int:
+    width, height = _scale_to(image, preprocessing)
+    return width * height
+
+
+def _to_size(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """open_clip.transform.image_transform_v2 up to, but without, ToTensor."""
+    square = preprocessing.height == preprocessing.width
+    bilinear = preprocessing.interpolation == "bilinear" and (
+        square or preprocessing.resize_mode != "shortest"  # open_clip ignores the choice there
+    )
+    filter_ = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+    size = _scale_to(image, preprocessing)
+    if image.size != size:
+        image = image.resize(size, filter_)
+    width, height = preprocessing.width, preprocessing.height
+    if image.width < width or image.height < height:
+        left, top = max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)
+        canvas = Image.new(
+            image.mode,
+            (max(width, image.width), max(height, image.height)),
+            (preprocessing.fill_color,) * len(image.getbands()),
+        )
+        canvas.paste(image, (left, top))
+        image = canvas
+    if image.size != (width, height):
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image.convert("RGB"))

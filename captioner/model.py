@@ -1,0 +1,139 @@
+"""A model directory: decoder weights, vocabulary, configuration, history, encoder's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from captioner import config as configuration
+from captioner import decoders, storage
+from captioner.config import JobConfig, Search
+from captioner.encoder import EncoderIdentity
+from captioner.errors import InputError
+from captioner.search import beam_search
+from captioner.vocabulary import Vocabulary
+
+WEIGHTS = "decoder.safetensors"
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    log_probability: float  # natural logarithm, of the words and the end, by the model alone
+
+
+@dataclass(frozen=True)
+class CaptionModel:
+    """A trained decoder with all that it takes to caption."""
+
+    decoder: Any
+    vocabulary: Vocabulary
+    config: JobConfig
+    encoder: EncoderIdentity
+
+    @classmethod
+    def load(cls, url: str, device: str | torch.device = "cpu") -> CaptionModel:
+        """Load a model directory.
+
+        Raises:
+            InputError: the directory has no model, or a part of it is missing.
+        """
+        url = storage.resolve(url)
+        names = ("vocabulary.json", "config.yaml", "encoder.json", WEIGHTS)
+        missing = [name for name in names if not storage.exists(storage.join(url, name))]
+        if missing:
+            raise InputError(f"{url}: not a model directory: {', '.join(missing)} missing")
+        text = storage.read_text(storage.join(url, "config.yaml"))
+        config = configuration.parse(yaml.safe_load(text), storage.join(url, "config.yaml"))
+        vocabulary = Vocabulary.from_json(storage.read_text(storage.join(url, "vocabulary.json")))
+        identity = EncoderIdentity.from_dict(storage.read_json(storage.join(url, "encoder.json")))
+        decoder = decoders.build(config.decoder, identity, len(vocabulary))
+        weights = safetensors.torch.load(storage.read_bytes(storage.join(url, WEIGHTS)))
+        decoder.load_state_dict(weights)
+        return cls(decoder.eval().to(device), vocabulary, config, identity)
+
+    def check_encoder(self, encoder: EncoderIdentity, origin: str) -> None:
+        """Refuse features of another encoder than the model's.
+
+        Raises:
+            InputError: naming what differs.
+        """
+        difference = self.encoder.difference(encoder)
+        if difference:
+            raise InputError(
+                f"{origin}: these features are of another encoder ({encoder.describe()}) than the "
+                f"model's ({self.encoder.describe()}): {difference}"
+            )
+
+    @torch.inference_mode()
+    def caption(
+        self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None, search: Search
+    ) -> list[Caption]:
+        """Caption images by their features, by beam search.
+
+        Args:
+            embedding: ``(images, embedding_size)``.
+            tokens: ``(images, patches, channels)``, or None for a decoder without attention.
+        """
+        if not len(embedding):
+            return []
+        memory = self._memory(embedding, tokens)
+        found = beam_search(self.decoder, memory, len(embedding), search)
+        return [
+            Caption(self.vocabulary.decode(words), log_probability)
+            for words, log_probability in zip(
+                found.words[:, 0].tolist(), found.log_probability[:, 0].tolist()
+            )
+        ]
+
+    @torch.inference_mode()
+    def attention(
+        self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any], captions: Sequence[str]
+    ) -> list[tuple[list[str], np.ndarray[Any, Any]]]:
+        """Where the decoder looks as it writes the given captions of the given images.
+
+        Returns:
+            For each image its words (``<EOS>`` last) and ``weights: (words, patches) float32``.
+        """
+        looks = []
+        for row, caption in enumerate(captions):
+            ids = self.vocabulary.encode(caption)
+            _, weights = self.decoder(
+                self._tensor(embedding[row : row + 1]),
+                self._tensor(tokens[row : row + 1]),
+                torch.tensor([[ids[:-1]]], device=self._device),
+            )
+            words = [self.vocabulary.words[number] for number in ids[1:]]
+            looks.append((words, weights[0, 0].float().cpu().numpy()))
+        return looks
+
+    def _memory(self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None) -> Any:
+        needed = None if tokens is None else self._tensor(tokens)
+        return self.decoder.memory(self._tensor(embedding), needed)
+
+    def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(values).to(self._device, torch.float32)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.decoder.parameters()).device  # type: ignore[no-any-return]
+
+
+def save_weights(url: str, decoder: torch.nn.Module) -> None:
+    storage.write_bytes(url, safetensors.torch.save(decoder.state_dict()))
+
+
+def write_description(
+    url: str, config: JobConfig, vocabulary: Vocabulary, encoder: EncoderIdentity
+) -> None:
+    """All of a model directory but its weights and history."""
+    storage.write_text(storage.join(url, "config.yaml"), configuration.dump(config))
+    storage.write_text(storage.join(url, "vocabulary.json"), vocabulary.to_json())
+    storage.write_json(storage.join(url, "encoder.json"), encoder.to_dict())

@@ -1,0 +1,94 @@
+"""Paths and URLs. Local paths and every fsspec URL go through these few functions."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+
+SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an underscore.
+
+
+def resolve(url: str | os.PathLike[str]) -> str:
+    """The same place, independent of the working directory (Ray workers have their own)."""
+    text = os.fspath(url)
+    return text.rstrip("/") if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def join(url: str, *parts: str) -> str:
+    """``join("s3://bucket/run", "model", "config.yaml")``."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of ``url`` and the path inside it."""
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, path
+
+
+def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The same as Arrow's file system, which Parquet readers and Ray Data take."""
+    fs, path = filesystem(url)
+    if "file" in fs.protocol:
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
+
+
+def exists(url: str) -> bool:
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def remove(url: str) -> None:
+    """Delete a directory with all that is in it; a missing one is fine."""
+    fs, path = filesystem(url)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def read_bytes(url: str) -> bytes:
+    fs, path = filesystem(url)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a small file whole. A local reader sees the old or the new file, never half of one."""
+    fs, path = filesystem(url)
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    if "file" in fs.protocol:
+        partial = f"{path}.partial"
+        fs.pipe_file(partial, data)
+        os.replace(partial, path)
+    else:
+        fs.pipe_file(path, data)
+
+
+def read_text(url: str) -> str:
+    return read_bytes(url).decode("utf-8")
+
+
+def write_text(url: str, text: str) -> None:
+    write_bytes(url, text.encode("utf-8"))
+
+
+def read_json(url: str) -> Any:
+    return json.loads(read_text(url))
+
+
+def write_json(url: str, value: Any) -> None:
+    write_text(url, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_summary(stage_url: str) -> dict[str, Any] | None:
+    """What a stage left when it ended, or None where it has not ended yet."""
+    url = join(stage_url, SUMMARY)
+    return dict(read_json(url)) if exists(url) else None
+
+
+def write_summary(stage_url: str, summary: dict[str, Any]) -> None:
+    """Mark a stage's directory as whole. The last thing that a stage does."""
+    write_json(join(stage_url, SUMMARY), summary)

@@ -1,0 +1,1 @@
+"""The Ray half: one thin driver a job, and the command line."""

@@ -1,0 +1,161 @@
+"""features or images -> captions: a Ray Data job. Beam search runs in a pool of actors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+
+from captioner import features, manifest, storage
+from captioner.config import Encoder as EncoderOptions
+from captioner.config import JobConfig, Search
+from captioner.encoder import Encoder
+from captioner.errors import InputError
+from captioner.metrics import BleuStatistics, sentence_bleu_4
+from captioner.model import Caption, CaptionModel
+from captioner.vocabulary import tokenize
+from jobs import extract, session, stream
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("caption", pa.string()),  # null where there is an error
+        pa.field("log_probability", pa.float32()),
+        pa.field("references", pa.list_(pa.string())),
+        pa.field("bleu_4", pa.float32()),  # of this caption alone, smoothed; null: no references
+        pa.field("bleu_statistics", pa.list_(pa.int32(), 10)),  # metrics.BleuStatistics.to_list
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
+    """Caption the feature shards of a run: the images of ``caption.splits``."""
+    identity = features.read_identity(config.at("features"))
+    CaptionModel.load(model_url).check_encoder(identity, config.at("features"))
+    splits = list(config.caption.splits)
+    total = manifest.count(config.at("features"), splits)
+    if not total:
+        raise InputError(f"caption.splits: no images in {', '.join(splits)}")
+    columns = [name for name in features.schema(identity).names if name not in ("width", "height")]
+
+    def rows() -> Dataset:
+        shards = stream.read(config.at("features"), columns, config.cluster.rows_per_block)
+        return shards.map_batches(
+            _of_splits, fn_args=(splits,), batch_size=None, batch_format="pyarrow"
+        )
+
+    return _caption(config, model_url, None, rows, total)
+
+
+def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
+    """Caption the images of a manifest without features on disk: encode and search in one."""
+    encoder = Encoder(config.encoder).identity
+    CaptionModel.load(model_url).check_encoder(encoder, config.encoder.model)
+
+    def rows() -> Dataset:
+        url, size = config.at("manifest"), config.cluster.rows_per_block
+        images = stream.read(url, extract.COLUMNS, size)
+        return stream.decoded(images, encoder.preprocessing, config.image, config.cluster)
+
+    total = manifest.count(config.at("manifest"))
+    return _caption(config, model_url, config.encoder, rows, total)
+
+
+def _caption(
+    config: JobConfig,
+    model_url: str,
+    encoder: EncoderOptions | None,
+    rows: Callable[[], Dataset],
+    total: int,
+) -> dict[str, Any]:
+    session.start(config.cluster)
+    pool = session.encoders(config.cluster)
+
+    def build(tally: Any) -> Dataset:
+        return rows().map_batches(
+            CaptionRows,
+            fn_constructor_args=(storage.resolve(model_url), config.search, encoder, pool, tally),
+            compute=ActorPoolStrategy(size=pool.count),
+            batch_size=config.caption.batch_size,
+            batch_format="pyarrow",
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+        )
+
+    target = config.at("captions")
+    summary = stream.run("caption", target, total, SCHEMA, config.caption.rows_per_file, build)
+    if config.caption.json_lines:
+        write_json_lines(target, config.at("captions.jsonl"))
+    storage.write_summary(target, summary)
+    return summary
+
+
+def write_json_lines(captions: str, url: str) -> None:
+    """The caption shards once more as JSON Lines, sorted by ``image_id``."""
+    rows = manifest.read(captions).sort_by("image_id").to_pylist()
+    storage.write_text(url, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class CaptionRows:
+    """Actor: rows with features, or with pixels where an encoder is given -> caption rows."""
+
+    def __init__(
+        self,
+        model_url: str,
+        search: Search,
+        encoder: EncoderOptions | None,
+        pool: session.Workers,
+        tally: Any,
+    ) -> None:
+        torch.set_num_threads(pool.cpus)
+        self._model = CaptionModel.load(model_url, pool.device)
+        self._encoder = Encoder(encoder, pool.device) if encoder else None
+        self._search, self._tally = search, tally
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        if self._encoder is not None:
+            valid, pixels = extract.valid_pixels(rows, self._encoder)
+            embedding, tokens = (
+                None if values is None else values.numpy()
+                for values in self._encoder.encode(pixels)
+            )
+        else:
+            valid = rows["error"].is_null().to_numpy()
+            good = rows.filter(pa.array(valid))
+            embedding = features.to_numpy(good["embedding"])
+            has_tokens = "tokens" in rows.column_names
+            tokens = features.to_numpy(good["tokens"]) if has_tokens else None
+        found = iter(self._model.caption(embedding, tokens, self._search))
+        captions = [next(found) if ok else None for ok in valid]
+        self._tally.add.remote(len(rows), extract.errors_of(rows))
+        return caption_rows(rows, captions)
+
+
+def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:
+    """Captions beside their references, with the counts that scores are made of."""
+    made = []
+    for caption, references in zip(captions, rows["captions"].to_pylist()):
+        row: dict[str, Any] = {"references": references}
+        if caption is not None:
+            row |= {"caption": caption.text, "log_probability": caption.log_probability}
+            if references:
+                said = tokenize(caption.text)
+                known = [tokenize(reference) for reference in references]
+                row["bleu_4"] = sentence_bleu_4(said, known)
+                row["bleu_statistics"] = BleuStatistics.of(said, known).to_list()
+        made.append(row)
+    table = pa.Table.from_pylist(made, schema=SCHEMA)
+    for name in ("image_id", "uri", "error"):
+        table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), rows[name])
+    return table
+
+
+def _of_splits(rows: pa.Table, splits: list[str]) -> pa.Table:
+    return rows.filter(pc.is_in(rows["split"], pa.array(splits)))

@@ -1,0 +1,200 @@
+"""The command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from captioner import __version__, storage
+from captioner import config as configuration
+from captioner.config import STAGES, JobConfig
+from captioner.errors import InputError
+
+
+class Commands(click.Group):
+    """Prints an InputError as one message with status 2, and no traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order that one uses them."""
+        order = ["demo", "run", *STAGES, "bench"]
+        return sorted(super().list_commands(ctx), key=order.index)
+
+
+@click.group(cls=Commands)
+@click.version_option(__version__)
+def main() -> None:
+    """Caption large image directories on a Ray cluster.
+
+    \b
+    Try it, without any data:            captioner demo
+    Train on your captioned images:      captioner run configs/flickr8k.yaml --set ...
+    Caption a directory with the model:  captioner caption PHOTOS --model RUN/model --out OUT
+
+    A CONFIG is a YAML file, or a run directory that an earlier command has made. Any of its
+    values can be set on the command line: --set train.learning_rate=1e-3
+    """
+
+
+def with_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command CONFIG and --set, and call it with the configuration that they make."""
+
+    @click.argument("config")
+    @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+    @wraps(command)
+    def wrapped(config: str, overrides: tuple[str, ...], **options: Any) -> None:
+        command(load(config, overrides), **options)
+
+    return wrapped
+
+
+def load(config: str, overrides: tuple[str, ...]) -> JobConfig:
+    in_run = storage.join(config, "config.yaml")
+    return configuration.load(in_run if storage.exists(in_run) else config, overrides)
+
+
+@main.command()
+@click.option("--out", default="runs/demo", show_default=True, help="The run directory.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def demo(out: str, overrides: tuple[str, ...]) -> None:
+    """Draw synthetic scenes and take them through every job.
+
+    Needs no data and no weights: the encoder is a tiny ViT with random weights, and every
+    output says so.
+
+    \b
+    Example:
+      captioner demo
+    """
+    from jobs import demo as job
+
+    job.demo(out, overrides)
+
+
+@main.command()
+@with_config
+@click.option("--redo", type=click.Choice(STAGES), help="Do this stage and all after it again.")
+def run(config: JobConfig, redo: str | None) -> None:
+    """Take a configuration through all stages.
+
+    Stages that are done are skipped, an interrupted one goes on where it stopped.
+
+    \b
+    Example:
+      captioner run configs/flickr8k.yaml \\
+        --set source.images=Flickr8k/Images --set source.captions=Flickr8k/captions.txt
+    """
+    from jobs import pipeline
+
+    pipeline.run(config, redo)
+
+
+def _stage(name: str, config: JobConfig) -> None:
+    from jobs import pipeline
+
+    pipeline.claim(config)
+    click.echo(pipeline.run_stage(config, name))
+
+
+@main.command()
+@with_config
+def index(config: JobConfig) -> None:
+    """List the images, their captions and splits: the manifest.
+
+    \b
+    Example:
+      captioner index configs/flickr8k.yaml --set source.images=Flickr8k/Images
+    """
+    _stage("index", config)
+
+
+@main.command()
+@with_config
+def extract(config: JobConfig) -> None:
+    """Run the encoder over the manifest: the feature shards.
+
+    \b
+    Example:
+      captioner extract runs/flickr8k
+    """
+    _stage("extract", config)
+
+
+@main.command()
+@with_config
+def train(config: JobConfig) -> None:
+    """Train the caption decoder on the feature shards: the model.
+
+    \b
+    Example:
+      captioner train runs/flickr8k --set cluster.train_workers=2
+    """
+    _stage("train", config)
+
+
+@main.command()
+@click.argument("source")
+@click.option("--model", metavar="DIR", help="Caption SOURCE, a directory, with this model.")
+@click.option("--out", metavar="DIR", help="Where to, with --model.")
+@click.option("--captions", metavar="FILE", help="References to score by, with --model.")
+@click.option("--jsonl", is_flag=True, help="Write captions.jsonl beside the Parquet shards.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def caption(
+    source: str,
+    model: str | None,
+    out: str | None,
+    captions: str | None,
+    jsonl: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Caption images: a directory with --model, or the test split of a CONFIG.
+
+    \b
+    Examples:
+      captioner caption ~/Photos --model runs/flickr8k/model --out runs/photos --jsonl
+      captioner caption runs/flickr8k
+    """
+    extra = (*overrides, "caption.json_lines=true") if jsonl else overrides
+    if model is None:
+        if out or captions:
+            raise click.UsageError("--out and --captions go with --model")
+        _stage("caption", load(source, extra))
+        return
+    if out is None:
+        raise click.UsageError("--model needs --out: where to write the captions")
+    from jobs import directory
+
+    click.echo(directory.caption(source, model, out, captions, extra))
+
+
+@main.command()
+@with_config
+def score(config: JobConfig) -> None:
+    """Score the captions with BLEU: metrics.json.
+
+    \b
+    Example:
+      captioner score runs/flickr8k
+    """
+    _stage("score", config)
+
+
+@main.command()
+@with_config
+def report(config: JobConfig) -> None:
+    """Write the run's page, report.html.
+
+    \b
+    Example:
+      captioner report runs/flickr8k
+    """
+    _stage("report", config)

@@ -1,0 +1,58 @@
+"""A directory of images and a trained model -> captions, without a configuration file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from captioner import config as configuration
+from captioner import storage
+from captioner.config import JobConfig
+from captioner.errors import InputError
+from jobs import pipeline
+
+
+def caption(
+    images: str, model: str, out: str, captions: str | None, overrides: tuple[str, ...]
+) -> str:
+    """Index ``images`` into the run directory ``out`` and caption every one of them.
+
+    How to encode and search stands in the model directory; ``overrides`` may change it. The
+    same call again goes on where it was interrupted.
+    """
+    from jobs import caption as job
+    from jobs import index, score, stream
+
+    config = job_config(images, model, out, captions, overrides)
+    pipeline.claim(config)
+    lines = []
+    if not pipeline.is_done(config, "index"):
+        lines.append(index.describe(index.index(config)))
+    if pipeline.is_done(config, "caption"):
+        return f"{config.at('captions')}: done before, skipped"
+    lines.append(stream.describe("caption", job.caption_images(config, model)))
+    if captions:
+        lines.append(score.describe(score.score(config, model)))
+    lines.append(f"captions: {config.at('captions')}")
+    return "\n".join(lines)
+
+
+def job_config(
+    images: str, model: str, out: str, captions: str | None, overrides: tuple[str, ...]
+) -> JobConfig:
+    """The model's own configuration, turned to another source and run directory."""
+    url = storage.join(storage.resolve(model), "config.yaml")
+    if not storage.exists(url):
+        raise InputError(f"{model}: not a model directory: no config.yaml in it")
+    values: dict[str, Any] = yaml.safe_load(storage.read_text(url))
+    values |= {
+        "name": f"captions of {images}",
+        "run": out,
+        "source": {"images": images, "captions": captions},
+        "split": {},
+        "cluster": {},
+    }
+    for override in overrides:
+        configuration.apply(values, override)
+    return configuration.parse(values, url)

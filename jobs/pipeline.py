@@ -1,0 +1,138 @@
+"""A whole run: every stage in order, those that are done skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import yaml
+
+from captioner import config as configuration
+from captioner import storage
+from captioner.config import STAGES, JobConfig
+from captioner.errors import InputError
+
+# What each stage leaves in the run directory; its last file marks it as done.
+_OUTPUTS = {
+    "index": ["manifest"],
+    "extract": ["features", "features.checkpoints"],
+    "train": ["model", "checkpoints"],
+    "caption": ["captions", "captions.checkpoints", "captions.jsonl"],
+    "score": ["metrics.json"],
+    "report": ["report.html"],
+}
+
+
+def run(config: JobConfig, redo: str | None = None) -> None:
+    """Run every stage that is not done yet; ``redo`` names the first to do again."""
+    claim(config, redo)
+    for stage in STAGES:
+        if is_done(config, stage):
+            click.echo(f"{stage}: done before, skipped")
+        else:
+            click.echo(run_stage(config, stage))
+
+
+def run_stage(config: JobConfig, stage: str) -> str:
+    """Run one stage and return its result as lines for people.
+
+    Raises:
+        InputError: the stage before it has not been run.
+    """
+    for before in STAGES[: STAGES.index(stage)]:
+        if before != "score" and not is_done(config, before):
+            raise InputError(f"{config.at()}: {stage} needs {before}, which is not done here yet")
+    return _stage_function(stage)(config)
+
+
+def is_done(config: JobConfig, stage: str) -> bool:
+    output = config.at(_OUTPUTS[stage][0])
+    if stage in ("score", "report"):
+        return storage.exists(output)
+    return storage.read_summary(output) is not None
+
+
+def claim(config: JobConfig, redo: str | None = None) -> None:
+    """Make the run directory this configuration's, or see that it already is.
+
+    Raises:
+        InputError: results in it were made with another configuration.
+    """
+    url = config.at("config.yaml")
+    if storage.exists(url):
+        before = configuration.parse(yaml.safe_load(storage.read_text(url)), url)
+        again = configuration.stages_from(redo) if redo else ()
+        differences = {
+            key: values
+            for key, values in configuration.differences(before, config).items()
+            if configuration.stage_of(key) not in again
+        }
+        if differences:
+            lines = [
+                f"  {key}: {old!r} there, {new!r} here" for key, (old, new) in differences.items()
+            ]
+            first = min(map(configuration.stage_of, differences), key=STAGES.index)
+            raise InputError(
+                f"{config.at()}: this run directory belongs to another configuration:\n"
+                + "\n".join(lines)
+                + "\nSet run= to a new directory, or do these stages again with "
+                f"`captioner run --redo {first}`"
+            )
+        for stage in again:
+            for output in _OUTPUTS[stage]:
+                storage.remove(config.at(output))
+    storage.write_text(url, configuration.dump(config))
+
+
+def _stage_function(stage: str) -> Callable[[JobConfig], str]:
+    # Imported when needed: `captioner --help` must not wait for torch and Ray.
+    return {
+        "index": _index,
+        "extract": _extract,
+        "train": _train,
+        "caption": _caption,
+        "score": _score,
+        "report": _report,
+    }[stage]
+
+
+def _index(config: JobConfig) -> str:
+    from jobs import index
+
+    return index.describe(index.index(config))
+
+
+def _extract(config: JobConfig) -> str:
+    from jobs import extract, stream
+
+    return stream.describe("extract", extract.extract(config))
+
+
+def _train(config: JobConfig) -> str:
+    from jobs import train
+
+    return train.describe(train.train(config))
+
+
+def _caption(config: JobConfig) -> str:
+    from jobs import caption, stream
+
+    return stream.describe("caption", caption.caption_features(config, config.at("model")))
+
+
+def _score(config: JobConfig) -> str:
+    from jobs import score
+
+    return score.describe(score.score(config, config.at("model")))
+
+
+def _report(config: JobConfig) -> str:
+    from captioner import report
+
+    return f"report: {report.write(config)}"
+
+
+def outcome(config: JobConfig) -> dict[str, Any]:
+    """The scores of a run."""
+    return dict(storage.read_json(config.at("metrics.json")))
