@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench clean
+
+help: ## List what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+run: $(INSTALLED) ## Install, and run the demonstration: images in, captions and scores out
+	$(BIN)/captioner demo
+
+test: check ## Install, check, and run the tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## Measure speed on this machine
+	$(BIN)/captioner bench
+
+clean: ## Remove the virtual environment and the runs
+	rm -rf $(VENV) runs
+
+# constraints.txt is the set of versions that the tests ran with.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
