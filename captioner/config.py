@@ -11,13 +11,23 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from captioner import storage
 from captioner.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+# A path or fsspec URL. Made absolute at once: Ray's workers have working directories of their own.
+Url = Annotated[str, AfterValidator(storage.resolve)]
 
 # Not photographs for certain. Everything else is opened, and its bytes decide.
 _NOT_IMAGES = "txt json jsonl csv tsv parquet md html xml yaml yml py npy zip gz"
@@ -31,9 +41,9 @@ class Section(BaseModel):
 class Source(Section):
     """Where the images and their reference captions are."""
 
-    images: str
+    images: Url
     """A directory tree: a local path or any fsspec URL."""
-    captions: str | None = None
+    captions: Url | None = None
     """A captions file, or none: then there is nothing to train on or to score against."""
     captions_format: Literal["auto", "csv", "karpathy", "coco"] = "auto"
     include: list[str] = ["*"]
@@ -46,9 +56,9 @@ class Split(Section):
     train: Fraction = 0.8
     val: Fraction = 0.1
     test: Fraction = 0.1
-    train_list: str | None = None
-    val_list: str | None = None
-    test_list: str | None = None
+    train_list: Url | None = None
+    val_list: Url | None = None
+    test_list: Url | None = None
     seed: int = 0
 
     @model_validator(mode="after")
@@ -86,6 +96,17 @@ class Encoder(Section):
     """Write the patch tokens too; attention needs them."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     batch_size: Positive = 64
+
+    @field_validator("model")
+    @classmethod
+    def _absolute_directory(cls, model: str) -> str:
+        path = model.removeprefix("local-dir:")
+        return model if path == model else f"local-dir:{storage.resolve(path)}"
+
+    @field_validator("pretrained")
+    @classmethod
+    def _absolute_file(cls, pretrained: str) -> str:
+        return storage.resolve(pretrained) if "/" in pretrained else pretrained
 
 
 class Features(Section):
@@ -160,7 +181,7 @@ class Cluster(Section):
 
 class JobConfig(Section):
     name: str
-    run: str
+    run: Url
     """The run directory, local or any fsspec URL."""
     source: Source
     split: Split = Split()
@@ -183,7 +204,7 @@ class JobConfig(Section):
 
     def at(self, *parts: str) -> str:
         """A place inside the run directory."""
-        return storage.join(storage.resolve(self.run), *parts)
+        return storage.join(self.run, *parts)
 
 
 STAGES = ("index", "extract", "train", "caption", "score", "report")

@@ -52,9 +52,7 @@ class Scene:
     @classmethod
     def random(cls, dice: random.Random) -> Scene:
         def thing() -> Thing:
-            return Thing(
-                dice.choice(list(COLOURS)), dice.choice(SHAPES), dice.choice(list(RADII))
-            )
+            return Thing(dice.choice(list(COLOURS)), dice.choice(SHAPES), dice.choice(list(RADII)))
 
         return cls(thing(), thing(), dice.choice(list(RELATIONS)))
 

@@ -36,17 +36,6 @@ class Batch:
         return int((self.words[:, :, 0] != PAD).sum())
 
 
-def usable(rows: pa.Table, split: str) -> pa.Table:
-    """The rows of a split that can be learned from: without an error, with a caption."""
-    keep = [
-        row_split == split and error is None and bool(captions)
-        for row_split, error, captions in zip(
-            rows["split"].to_pylist(), rows["error"].to_pylist(), rows["captions"].to_pylist()
-        )
-    ]
-    return rows.filter(pa.array(keep, pa.bool_()))
-
-
 def collate(rows: pa.Table, vocabulary: Vocabulary, options: Train, device: torch.device) -> Batch:
     """Feature rows -> tensors. The captions of an image stay together and share its features."""
     encoded = [

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from ray.data import ActorPoolStrategy, Dataset
 
@@ -19,7 +18,7 @@ from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import Caption, CaptionModel
 from captioner.vocabulary import tokenize
-from jobs import extract, session, stream
+from jobs import blocks, extract, session, stream
 
 SCHEMA = pa.schema(
     [
@@ -48,7 +47,7 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     def rows() -> Dataset:
         shards = stream.read(config.at("features"), columns, config.cluster.rows_per_block)
         return shards.map_batches(
-            _of_splits, fn_args=(splits,), batch_size=None, batch_format="pyarrow"
+            blocks.of_splits, fn_args=(splits,), batch_size=None, batch_format="pyarrow"
         )
 
     return _caption(config, model_url, None, rows, total)
@@ -155,7 +154,3 @@ def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table
     for name in ("image_id", "uri", "error"):
         table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), rows[name])
     return table
-
-
-def _of_splits(rows: pa.Table, splits: list[str]) -> pa.Table:
-    return rows.filter(pc.is_in(rows["split"], pa.array(splits)))

@@ -59,7 +59,9 @@ def with_config(command: Callable[..., None]) -> Callable[..., None]:
 
 def load(config: str, overrides: tuple[str, ...]) -> JobConfig:
     in_run = storage.join(config, "config.yaml")
-    return configuration.load(in_run if storage.exists(in_run) else config, overrides)
+    if storage.exists(in_run):  # wherever the run directory has been moved to
+        return configuration.load(in_run, (f"run={config}", *overrides))
+    return configuration.load(config, overrides)
 
 
 @main.command()

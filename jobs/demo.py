@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 import jobs
 from captioner import config as configuration
 from captioner import manifest, scenes, storage

@@ -21,13 +21,13 @@ from captioner import features, storage
 from captioner.config import Cluster, Image
 from captioner.images import Preprocessing
 from jobs import progress
-from jobs.decode import decode_block
+from jobs.blocks import decode_block
 
 
 def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
     """A Parquet directory, cut into blocks of so many rows, whatever its files are."""
     filesystem, path = storage.arrow_filesystem(url)
-    dataset = ray.data.read_parquet(path, filesystem=filesystem, columns=columns)
+    dataset = ray.data.read_parquet(path, filesystem=filesystem).select_columns(columns)
     return dataset.repartition(target_num_rows_per_block=rows_per_block)
 
 

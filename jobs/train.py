@@ -9,7 +9,6 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import ray.data
 import ray.train
 import ray.train.torch
@@ -23,8 +22,8 @@ from captioner.config import JobConfig
 from captioner.encoder import EncoderIdentity
 from captioner.errors import InputError
 from captioner.training import Progress, Totals
-from captioner.vocabulary import Vocabulary, count_words
-from jobs import progress, session, stream
+from captioner.vocabulary import Vocabulary
+from jobs import blocks, progress, session, stream
 
 
 def train(config: JobConfig) -> dict[str, Any]:
@@ -81,7 +80,9 @@ def build_vocabulary(config: JobConfig) -> Vocabulary:
     """Count the words of the training split in Ray tasks, and keep the frequent ones."""
     rows = stream.read(config.at("manifest"), ["split", "captions"], 10_000)
     counts: Counter[str] = Counter()
-    for part in rows.map_batches(_count_block, batch_size=None, batch_format="pyarrow").iter_rows():
+    for part in rows.map_batches(
+        blocks.count_training_words, batch_size=None, batch_format="pyarrow"
+    ).iter_rows():
         counts[part["word"]] += part["count"]
     if not counts:
         raise InputError("the training split has no captions: see source.captions and split")
@@ -89,27 +90,14 @@ def build_vocabulary(config: JobConfig) -> Vocabulary:
     return Vocabulary.build(counts, options.minimum_count, options.remove_stop_words)
 
 
-def _count_block(rows: pa.Table) -> pa.Table:
-    pairs = zip(rows["split"].to_pylist(), rows["captions"].to_pylist())
-    counts = count_words(
-        caption for split, captions in pairs if split == "train" for caption in captions
-    )
-    return pa.table(
-        {
-            "word": pa.array(list(counts.keys()), pa.string()),
-            "count": pa.array(list(counts.values()), pa.int64()),
-        }
-    )
-
-
 def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Dataset:
     """The usable feature rows of a split, streamed anew for every epoch."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in training.COLUMNS if name not in needless]
     filesystem, path = storage.arrow_filesystem(config.at("features"))
-    rows = ray.data.read_parquet(path, filesystem=filesystem, columns=columns)
+    rows = ray.data.read_parquet(path, filesystem=filesystem).select_columns(columns)
     return rows.map_batches(
-        partial(training.usable, split=split), batch_size=None, batch_format="pyarrow"
+        blocks.trainable, fn_args=(split,), batch_size=None, batch_format="pyarrow"
     )
 
 

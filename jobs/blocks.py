@@ -1,14 +1,17 @@
-"""What a decoding task runs. Kept apart so that its workers never import torch."""
+"""What tasks do with a block of rows. Kept apart so that their workers never import torch,
+which takes seconds in each new worker and hundreds of megabytes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from captioner import storage
 from captioner.config import Image
 from captioner.images import Decoded, Preprocessing, decode
+from captioner.vocabulary import count_words
 
 
 def decode_block(rows: pa.Table, target: Preprocessing, limits: Image) -> pa.Table:
@@ -38,3 +41,28 @@ def _decode_file(uri: str, size: int | None, target: Preprocessing, limits: Imag
     except OSError as error:
         return Decoded(None, None, None, f"{type(error).__name__}: {error}"[:200])
     return decode(data, target, limits.max_pixels)
+
+
+def of_splits(rows: pa.Table, splits: list[str]) -> pa.Table:
+    return rows.filter(pc.is_in(rows["split"], pa.array(splits)))
+
+
+def trainable(rows: pa.Table, split: str) -> pa.Table:
+    """The rows of a split that can be learned from: without an error, with a caption."""
+    keep = pc.and_(pc.equal(rows["split"], split), pc.is_null(rows["error"]))
+    captions = pc.fill_null(pc.list_value_length(rows["captions"]), 0)
+    return rows.filter(pc.and_(keep, pc.greater(captions, 0)))
+
+
+def count_training_words(rows: pa.Table) -> pa.Table:
+    """``word count`` over the captions of the training split."""
+    pairs = zip(rows["split"].to_pylist(), rows["captions"].to_pylist())
+    counts = count_words(
+        caption for split, captions in pairs if split == "train" for caption in captions
+    )
+    return pa.table(
+        {
+            "word": pa.array(list(counts.keys()), pa.string()),
+            "count": pa.array(list(counts.values()), pa.int64()),
+        }
+    )
