@@ -37,7 +37,7 @@ def read(url: str, format: Format = "auto") -> CaptionFile:
         raise InputError(f"{url}: no such captions file (source.captions)")
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{url}: not UTF-8 text: {error}") from None
     if format == "csv" or (format == "auto" and not text.lstrip().startswith("{")):
         return _read_csv(url, text)
@@ -49,7 +49,7 @@ def read(url: str, format: Format = "auto") -> CaptionFile:
         format = "coco" if "annotations" in document else "karpathy"
     try:
         return _read_coco(document) if format == "coco" else _read_karpathy(document)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         keys = {"coco": "images[], annotations[]", "karpathy": "images[].filename, .sentences[]"}
         raise InputError(
             f"{url}: not {format} captions: {error!r} is missing (expected {keys[format]})"
@@ -58,13 +58,13 @@ def read(url: str, format: Format = "auto") -> CaptionFile:
 
 def _read_csv(url: str, text: str) -> CaptionFile:
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = [cell.strip() for cell in next(rows, [])]
-    if header != ["image", "caption"]:
-        raise InputError(
-            f"{url}, line 1: expected the header `image,caption`, found `{','.join(header)[:80]}`"
-        )
     captions: dict[str, list[str]] = defaultdict(list)
     try:
+        header = ",".join(cell.strip() for cell in next(rows, []))
+        if header != "image,caption":
+            raise InputError(
+                f"{url}, line 1: expected the header `image,caption`, found `{header[:80]}`"
+            )
         for row in rows:
             if not row:
                 continue

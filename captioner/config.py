@@ -236,7 +236,7 @@ def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
         raise InputError(f"{url}: no such configuration file")
     try:
         values = yaml.safe_load(storage.read_text(url)) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{url}: not a YAML file: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{url}: expected keys and values, found {type(values).__name__}")
@@ -315,7 +315,8 @@ def _describe(problem: Any) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = sorted(_keys())
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        others = [other for other in known if not key.startswith(f"{other}.")]  # not its section
+        nearest = difflib.get_close_matches(key, others, n=1, cutoff=0.7)
         hint = f"; did you mean {nearest[0]}?" if nearest else _section_hint(location, known)
         return f"{key}: unknown key{hint}"
     if problem["type"] == "missing":

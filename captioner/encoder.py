@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,54 +21,8 @@ from torch import Tensor, nn
 
 from captioner.config import Encoder as EncoderOptions
 from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
-
-# open_clip reports each step of loading at INFO, and on the root logger.
-logging.getLogger("timm").setLevel(logging.WARNING)
-
-
-@dataclass(frozen=True)
-class EncoderIdentity:
-    """Which tower made some features. Features of two towers must never meet in one model."""
-
-    model: str
-    pretrained: str  # "none": seeded random weights
-    quick_gelu: bool
-    weights_sha256: str
-    preprocessing: Preprocessing
-    embedding_size: int
-    patches: int  # 0: no tokens were asked for
-    channels: int
-    open_clip_version: str
-
-    @property
-    def has_real_weights(self) -> bool:
-        return self.pretrained != "none"
-
-    def describe(self) -> str:
-        """One line for people, with a warning where the weights are random."""
-        weights = (
-            f"weights {self.pretrained}" if self.has_real_weights else "RANDOM WEIGHTS (untrained)"
-        )
-        tokens = f", {self.patches} tokens of {self.channels}" if self.patches else ""
-        return f"{self.model}, {weights}, embedding {self.embedding_size}{tokens}"
-
-    def difference(self, other: EncoderIdentity) -> str | None:
-        """Why features of ``other`` do not fit a model made with this encoder; None: they do."""
-        mine, theirs = asdict(self), asdict(other)
-        for key in ("weights_sha256", "quick_gelu", "preprocessing", "patches", "channels"):
-            if mine[key] != theirs[key]:
-                return f"{key}: {mine[key]} against {theirs[key]}"
-        return None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> EncoderIdentity:
-        picture = dict(values["preprocessing"])
-        picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
-        return cls(**{**values, "preprocessing": Preprocessing(**picture)})
 
 
 class Encoder:
@@ -176,7 +130,7 @@ def _create(options: EncoderOptions) -> tuple[Any, bool]:
     elif schema == "local-dir" and not os.path.isfile(f"{name}/open_clip_config.json"):
         raise InputError(f"encoder.model: {name} has no open_clip_config.json")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(options.seed)
             model = open_clip.create_model(
                 options.model,
@@ -190,6 +144,18 @@ def _create(options: EncoderOptions) -> tuple[Any, bool]:
             raise
         raise InputError(_no_weights(options, schema, name, error)) from error
     return model, quick_gelu
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip warns on the root logger of random weights; the identity says so already."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _no_weights(options: EncoderOptions, schema: str | None, name: str, error: Exception) -> str:

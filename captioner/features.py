@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 import captioner
 from captioner import manifest, storage
-from captioner.encoder import EncoderIdentity
 from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
 
 _METADATA_KEY = b"captioner.encoder"
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from captioner import config as configuration
 from captioner import decoders, storage
 from captioner.config import JobConfig, Search
-from captioner.encoder import EncoderIdentity
 from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
 from captioner.search import beam_search
 from captioner.vocabulary import Vocabulary
 

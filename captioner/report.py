@@ -25,8 +25,8 @@ from PIL import Image
 import captioner
 from captioner import features, manifest, storage
 from captioner.config import JobConfig, Source, flatten
-from captioner.encoder import EncoderIdentity
 from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
 from captioner.images import Decoded, Preprocessing, decode
 from captioner.metrics import ORDERS
 from captioner.model import CaptionModel
@@ -36,11 +36,9 @@ from captioner.vocabulary import EOS, SPECIAL
 SEED = 0  # of the gallery: the same rows give the same page
 EXTREMES = 10
 MAX_ERRORS = 100
-THUMBNAIL_SIDE = 320  # pixels
-THUMBNAIL = Preprocessing(
-    THUMBNAIL_SIDE, THUMBNAIL_SIDE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resize_mode="longest"
-)
-HEAT_SIDE = 160  # pixels
+SIDE = 320  # of a thumbnail, in pixels
+THUMBNAIL = Preprocessing(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, resize_mode="longest")
+HEAT_SIDE = 192  # of an attention map
 # Drawn in these, then replaced by CSS colours, so that the curves follow light and dark.
 _CSS_COLOURS = {
     "#010101": "var(--text)",
@@ -49,6 +47,13 @@ _CSS_COLOURS = {
     "#040404": "var(--val)",
 }
 _TEXT, _LINE, _TRAIN, _VAL = _CSS_COLOURS
+_PAGES = Environment(
+    loader=PackageLoader("captioner"),
+    autoescape=True,  # the default goes by file name, and would not know .j2
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclass(frozen=True)
@@ -72,20 +77,6 @@ class Look:
     peak: float  # the largest weight, in multiples of an even look at all patches
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Ids of the images that the page shows."""
-
-    gallery: list[str]
-    attention: list[str]
-    best: list[str]
-    worst: list[str]
-
-    @property
-    def all(self) -> set[str]:
-        return {*self.gallery, *self.attention, *self.best, *self.worst}
-
-
 def write(config: JobConfig) -> str:
     """Write ``report.html`` of a scored run and return its URL.
 
@@ -97,18 +88,12 @@ def write(config: JobConfig) -> str:
         raise InputError(f"{url}: not there; run `captioner score` first")
     metrics = storage.read_json(url)
     selection = _select(config)
-    cards = _cards(config, selection.all)
-    looks, no_looks = _attention(config, [cards[image_id] for image_id in selection.attention])
-    history = _history(config)
-    errors = _errors(config)
-    environment = Environment(
-        loader=PackageLoader("captioner"),
-        autoescape=True,  # the default goes by file name, and would not know .j2
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    cards = _cards(config, {image_id for ids in selection.values() for image_id in ids})
+    chosen = {name: [cards[image_id] for image_id in ids] for name, ids in selection.items()}
+    maps, no_maps = _attention(config, chosen["attention"])
+    history, errors = _history(config), _errors(config)
+    page = _PAGES.get_template("report.html.j2").render(
+        **chosen,
         version=captioner.__version__,
         config=config,
         settings=_settings(config),
@@ -116,14 +101,12 @@ def write(config: JobConfig) -> str:
         metrics=metrics,
         bleu_orders=ORDERS,
         splits=_splits(config),
+        captioned=manifest.count(config.at("captions")),
         history=history,
         best_epoch=Progress(history).best_epoch,
         curves=_curves(history) if history else None,
-        gallery=[cards[image_id] for image_id in selection.gallery],
-        best=[cards[image_id] for image_id in selection.best],
-        worst=[cards[image_id] for image_id in selection.worst],
-        attention=looks,
-        no_attention=no_looks,
+        maps=maps,
+        no_maps=no_maps,
         errors=errors[:MAX_ERRORS],
         error_count=len(errors),
     )
@@ -131,25 +114,24 @@ def write(config: JobConfig) -> str:
     return config.at("report.html")
 
 
-def _select(config: JobConfig) -> Selection:
-    """A seeded sample of the captioned images, and those of the highest and lowest BLEU-4."""
+def _select(config: JobConfig) -> dict[str, list[str]]:
+    """Ids of a seeded sample of the captioned images, and of the highest and lowest BLEU-4."""
     rows = manifest.dataset(config.at("captions")).to_table(
         columns=["image_id", "bleu_4"], filter=pc.field("caption").is_valid()
     )
-    # Ray writes rows in no fixed order.
-    ids = sorted(rows["image_id"].to_pylist())
-    shown = max(config.report.gallery, config.report.attention)
-    sample = random.Random(SEED).sample(ids, min(shown, len(ids)))
-    scored = rows.filter(rows["bleu_4"].is_valid())
+    ids = sorted(rows["image_id"].to_pylist())  # Ray writes rows in no fixed order
+    wanted = max(config.report.gallery, config.report.attention)
+    sample = random.Random(SEED).sample(ids, min(wanted, len(ids)))
     by_score = [("bleu_4", "descending"), ("image_id", "ascending")]
-    ranked = scored.sort_by(by_score)["image_id"].to_pylist()
-    half = min(EXTREMES, math.ceil(len(ranked) / 2))
-    return Selection(
-        gallery=sample[: config.report.gallery],
-        attention=sample[: config.report.attention],
-        best=ranked[:half],
-        worst=ranked[half:][: -EXTREMES - 1 : -1],
-    )
+    scored = rows.filter(rows["bleu_4"].is_valid()).sort_by(by_score)
+    ranked = scored["image_id"].to_pylist()
+    half = min(EXTREMES, math.ceil(len(ranked) / 2))  # no image among the best and the worst
+    return {
+        "gallery": sample[: config.report.gallery],
+        "attention": sample[: config.report.attention],
+        "best": ranked[:half],
+        "worst": ranked[half:][: -EXTREMES - 1 : -1],
+    }
 
 
 def _cards(config: JobConfig, image_ids: Iterable[str]) -> dict[str, Card]:
@@ -167,7 +149,7 @@ def _card(config: JobConfig, row: dict[str, Any]) -> Card:
         caption=row["caption"],
         references=row["references"] or [],
         bleu_4=row["bleu_4"],
-        picture=None if decoded.pixels is None else _data_uri(_without_padding(decoded)),
+        picture=_thumbnail(decoded),
         problem=decoded.error,
     )
 
@@ -194,15 +176,15 @@ def _read_image(uri: str, size: Preprocessing, max_pixels: int) -> Decoded:
     return decode(data, size, max_pixels)
 
 
-def _without_padding(decoded: Decoded) -> Image.Image:
+def _thumbnail(decoded: Decoded) -> str | None:
     """The picture in its own proportions, cut from the square that ``THUMBNAIL`` makes."""
-    assert decoded.pixels is not None
-    assert decoded.width is not None
-    assert decoded.height is not None
-    ratio = max(decoded.width, decoded.height) / THUMBNAIL_SIDE
-    width, height = (max(1, round(side / ratio)) for side in (decoded.width, decoded.height))
-    left, top = (THUMBNAIL_SIDE - width) // 2, (THUMBNAIL_SIDE - height) // 2
-    return Image.fromarray(decoded.pixels).crop((left, top, left + width, top + height))
+    if decoded.pixels is None or decoded.width is None or decoded.height is None:
+        return None
+    ratio = max(decoded.width, decoded.height) / SIDE
+    width, height = max(1, round(decoded.width / ratio)), max(1, round(decoded.height / ratio))
+    left, top = (SIDE - width) // 2, (SIDE - height) // 2
+    picture = Image.fromarray(decoded.pixels).crop((left, top, left + width, top + height))
+    return _data_uri(picture)
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -214,43 +196,43 @@ def _data_uri(image: Image.Image) -> str:
 def _attention(
     config: JobConfig, cards: Sequence[Card]
 ) -> tuple[list[tuple[Card, list[Look]]], str | None]:
-    """The looks of each card word by word; or none, and why there are none."""
+    """Each card with its looks, word by word; or none, and a reason where one is due."""
     if config.decoder.attention == "none" or not cards:
         return [], None
+    if not all(map(storage.exists, (config.at("model"), config.at("features")))):
+        return [], "This run directory has no model or no features of its own to draw maps from."
     model = CaptionModel.load(config.at("model"))
     patches, size = model.encoder.patches, model.encoder.preprocessing
     if math.isqrt(patches) ** 2 != patches or size.height != size.width:
-        return [], (
-            f"No maps: the encoder's {patches} patches, of pictures of {size.width} x "
-            f"{size.height} pixels, do not form a square grid."
-        )
-    columns = ["image_id", "uri", "embedding", "tokens"]
-    rows = _rows(config.at("features"), (card.image_id for card in cards), columns)
+        pixels = f"{size.width} x {size.height} pixels"
+        return [], f"The {patches} patches of the encoder's {pixels} form no square grid to draw."
     caption_of = {card.image_id: card.caption for card in cards}
+    columns = ["image_id", "uri", "embedding", "tokens"]
+    rows = _rows(config.at("features"), caption_of, columns)
     image_ids = rows["image_id"].to_pylist()
     found = model.attention(
-        np.array(features.to_numpy(rows["embedding"])),  # Arrow's memory is read-only
+        np.array(features.to_numpy(rows["embedding"])),  # copies: Arrow's memory is read-only
         np.array(features.to_numpy(rows["tokens"])),
         [caption_of[image_id] for image_id in image_ids],
     )
-    looks: dict[str, list[Look]] = {}
+    looks = {}
     for image_id, uri, (words, weights) in zip(image_ids, rows["uri"].to_pylist(), found):
         seen = _read_image(uri, size, config.image.max_pixels).pixels
         picture = Image.new("RGB", (1, 1), "grey") if seen is None else Image.fromarray(seen)
-        looks[image_id] = [_look(picture, *pair) for pair in zip(words, weights)]
-    return [(card, looks[card.image_id]) for card in cards if card.image_id in looks], None
+        looks[image_id] = [_look(picture, word, seen_by) for word, seen_by in zip(words, weights)]
+    return [(card, looks[card.image_id]) for card in cards], None
 
 
 def _look(picture: Image.Image, word: str, weights: NDArray[np.float32]) -> Look:
     """``weights: (patches,)`` as heat over the picture that the encoder saw."""
     side = math.isqrt(len(weights))
-    grid = (weights / weights.max()).reshape(side, side).astype(np.float32)
+    grid = Image.fromarray((weights / weights.max()).reshape(side, side).astype(np.float32))
     square = (HEAT_SIDE, HEAT_SIDE)
-    heat = np.asarray(Image.fromarray(grid).resize(square, Image.Resampling.BICUBIC)).clip(0, 1)
-    colours = matplotlib.colormaps["inferno"](0.15 + 0.75 * heat)[..., :3]
+    heat = np.asarray(grid.resize(square, Image.Resampling.BICUBIC)).clip(0.0, 1.0)[..., None]
+    colours = matplotlib.colormaps["inferno"](0.2 + 0.7 * heat[..., 0])[..., :3]
     grey = np.asarray(picture.resize(square).convert("L"))[..., None] / 255.0
-    mixed = 0.45 * grey + 0.1 + (0.75 * heat[..., None]) * (colours - 0.25 * grey)
-    shown = Image.fromarray((255.0 * mixed.clip(0, 1)).astype(np.uint8))
+    mixed = (1.0 - 0.65 * heat) * (0.1 + 0.7 * grey) + 0.65 * heat * colours
+    shown = Image.fromarray((255.0 * mixed).clip(0.0, 255.0).astype(np.uint8))
     said = "(end)" if word == SPECIAL[EOS] else word
     return Look(said, _data_uri(shown), float(weights.max()) * len(weights))
 
@@ -270,14 +252,12 @@ def _curves(history: Sequence[dict[str, Any]]) -> Markup:
         figure = Figure(figsize=(5.6, 2.9), layout="constrained")
         figure.patch.set_visible(False)
         axes = figure.add_subplot(facecolor="none")
-        for key, name, colour in (
-            ("train_loss", "training", _TRAIN),
-            ("val_loss", "validation", _VAL),
-        ):
+        curves = ("train_loss", "training", _TRAIN), ("val_loss", "validation", _VAL)
+        for key, name, colour in curves:
             losses = [entry[key] for entry in history]
-            axes.plot(epochs, losses, color=colour, label=name, marker="o", markersize=3)
+            axes.plot(epochs, losses, "o-", color=colour, label=name, markersize=3)
         best_loss = history[best - 1]["val_loss"]
-        axes.plot([best], [best_loss], "o", color=_VAL, markersize=9, fillstyle="none")
+        axes.plot(best, best_loss, "o", color=_VAL, markersize=9, fillstyle="none")
         axes.set_xlabel("epoch", color=_TEXT)
         axes.set_ylabel("loss, nats per word", color=_TEXT)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -302,7 +282,7 @@ def _settings(config: JobConfig) -> dict[str, list[tuple[str, str, bool]]]:
     sections: dict[str, list[tuple[str, str, bool]]] = {}
     for key, value in flatten(config).items():
         section, _, name = key.rpartition(".")
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = " ".join(value) if isinstance(value, list) else str(value)
         sections.setdefault(section, []).append((name, text, value != defaults[key]))
     return sections
 
@@ -316,7 +296,7 @@ def _splits(config: JobConfig) -> dict[str, int]:
 
 
 def _errors(config: JobConfig) -> list[tuple[str, str]]:
-    """Ids and reasons of all failed images, of the splits that are not captioned too."""
+    """Ids and reasons of all failed images, those of splits that are not captioned too."""
     reasons: dict[str, str] = {}
     for url in filter(storage.exists, (config.at("features"), config.at("captions"))):
         failed = manifest.dataset(url).to_table(

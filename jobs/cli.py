@@ -66,8 +66,9 @@ def load(config: str, overrides: tuple[str, ...]) -> JobConfig:
 
 @main.command()
 @click.option("--out", default="runs/demo", show_default=True, help="The run directory.")
+@click.option("--scenes", default=800, show_default=True, help="How many to draw.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
-def demo(out: str, overrides: tuple[str, ...]) -> None:
+def demo(out: str, scenes: int, overrides: tuple[str, ...]) -> None:
     """Draw synthetic scenes and take them through every job.
 
     Needs no data and no weights: the encoder is a tiny ViT with random weights, and every
@@ -79,7 +80,7 @@ def demo(out: str, overrides: tuple[str, ...]) -> None:
     """
     from jobs import demo as job
 
-    job.demo(out, overrides)
+    job.demo(out, scenes, overrides)
 
 
 @main.command()

@@ -12,7 +12,6 @@ from captioner import manifest, scenes, storage
 from captioner.config import JobConfig
 from jobs import pipeline, score
 
-SCENES = 800
 CONFIGS = Path(jobs.__file__).parent.parent / "configs"
 BANNER = (
     "This demonstration is synthetic: scenes drawn by a program, captions of a small grammar,\n"
@@ -20,8 +19,8 @@ BANNER = (
 )
 
 
-def demo(out: str, overrides: tuple[str, ...]) -> None:
-    """Draw the scenes, run every stage, and print scores and examples."""
+def demo(out: str, count: int, overrides: tuple[str, ...]) -> None:
+    """Draw ``count`` scenes, run every stage, and print scores and examples."""
     data = Path(storage.resolve(out)) / "scenes"
     own = (
         f"run={out}",
@@ -32,7 +31,7 @@ def demo(out: str, overrides: tuple[str, ...]) -> None:
     config = configuration.load(str(CONFIGS / "demo.yaml"), (*own, *overrides))
     click.echo(BANNER)
     if not (data / "captions.txt").exists():
-        scenes.write(data, SCENES, seed=0)
+        scenes.write(data, count, seed=0)
     pipeline.run(config)
     click.echo("\n" + score.describe(pipeline.outcome(config)))
     click.echo("\n" + examples(config, 5))

@@ -15,7 +15,7 @@ from captioner.errors import InputError
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
-_SPARE_CPUS = 5
+_SPARE_CPUS = 4
 _PATIENCE_S = 30.0
 
 
@@ -47,7 +47,7 @@ def start(cluster: Cluster) -> None:
             # cores they would wait for ever for a CPU that the encoder holds.
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             ray.init(
-                num_cpus=2 * cores() + _SPARE_CPUS,
+                num_cpus=cores() + _SPARE_CPUS,
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
@@ -62,12 +62,17 @@ def start(cluster: Cluster) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def object_store_bytes() -> int:
+    """Memory of all object stores of the cluster."""
+    return int(ray.cluster_resources().get("object_store_memory", 0))
+
+
 def encoders(cluster: Cluster) -> Workers:
     """The pool that runs the image tower: one actor a GPU, or CPU actors that share the cores."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     count = cluster.encoders or max(1, gpus)
     workers = Workers(count, 1, 1) if gpus else Workers(count, max(1, cores() // count), 0)
-    require(count * workers.cpus + _SPARE_CPUS - 1, count * workers.gpus)
+    require(count * workers.cpus + _SPARE_CPUS, count * workers.gpus)
     return workers
 
 

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from captioner import decoders, features, manifest, model, storage, training
 from captioner.config import JobConfig
-from captioner.encoder import EncoderIdentity
 from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
 from captioner.training import Progress, Totals
 from captioner.vocabulary import Vocabulary
 from jobs import blocks, progress, session, stream
@@ -37,6 +37,10 @@ def train(config: JobConfig) -> dict[str, Any]:
     model.write_description(config.at("model"), config, vocabulary, identity)
     filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
     images = {split: _images(config, split) for split in ("train", "val")}
+    datasets = {split: feature_rows(config, identity, split) for split in images}
+    if sum(images.values()) * identity.bytes_per_image < session.object_store_bytes() / 4:
+        # Small enough to stay in memory: no epoch has to read and decompress the shards again.
+        datasets = {split: rows.materialize() for split, rows in datasets.items()}
     with progress.show("train", images["train"] * config.train.epochs) as tally:
         trainer = ray.train.torch.TorchTrainer(
             partial(worker, config, vocabulary, identity, workers.cpus, tally),
@@ -52,7 +56,7 @@ def train(config: JobConfig) -> dict[str, Any]:
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             ),
-            datasets={split: feature_rows(config, identity, split) for split in images},
+            datasets=datasets,
         )
         trainer.fit()
     summary = {
@@ -91,7 +95,7 @@ def build_vocabulary(config: JobConfig) -> Vocabulary:
 
 
 def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Dataset:
-    """The usable feature rows of a split, streamed anew for every epoch."""
+    """The usable feature rows of a split; every epoch streams them from the shards anew."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in training.COLUMNS if name not in needless]
     filesystem, path = storage.arrow_filesystem(config.at("features"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from captioner.config import Decoder as DecoderOptions
 from captioner.decoders.lstm import LSTMDecoder
-from captioner.encoder import EncoderIdentity
+from captioner.identity import EncoderIdentity
 
 
 def build(options: DecoderOptions, encoder: EncoderIdentity, vocabulary_size: int) -> LSTMDecoder:

@@ -1,0 +1,58 @@
+"""Which image tower made some features. Apart from the tower itself, so that who only reads
+features need not import open_clip."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from captioner.images import Preprocessing
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """Which tower made some features. Features of two towers must never meet in one model."""
+
+    model: str
+    pretrained: str  # "none": seeded random weights
+    quick_gelu: bool
+    weights_sha256: str
+    preprocessing: Preprocessing
+    embedding_size: int
+    patches: int  # 0: no tokens were asked for
+    channels: int
+    open_clip_version: str
+
+    @property
+    def has_real_weights(self) -> bool:
+        return self.pretrained != "none"
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Of float16 features, before compression."""
+        return 2 * (self.embedding_size + self.patches * self.channels)
+
+    def describe(self) -> str:
+        """One line for people, with a warning where the weights are random."""
+        weights = (
+            f"weights {self.pretrained}" if self.has_real_weights else "RANDOM WEIGHTS (untrained)"
+        )
+        tokens = f", {self.patches} tokens of {self.channels}" if self.patches else ""
+        return f"{self.model}, {weights}, embedding {self.embedding_size}{tokens}"
+
+    def difference(self, other: EncoderIdentity) -> str | None:
+        """Why features of ``other`` do not fit a model made with this encoder; None: they do."""
+        mine, theirs = asdict(self), asdict(other)
+        for key in ("weights_sha256", "quick_gelu", "preprocessing", "patches", "channels"):
+            if mine[key] != theirs[key]:
+                return f"{key}: {mine[key]} against {theirs[key]}"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderIdentity:
+        picture = dict(values["preprocessing"])
+        picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
+        return cls(**{**values, "preprocessing": Preprocessing(**picture)})

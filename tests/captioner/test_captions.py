@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner import captions
+from captioner.captions import CaptionFile, Names, Splitter
+from captioner.config import Split
+from captioner.errors import InputError
+
+KARPATHY = {
+    "dataset": "coco",
+    "images": [
+        {
+            "filepath": "val2014",
+            "filename": "a.jpg",
+            "split": "restval",
+            "sentences": [{"raw": " A dog. ", "tokens": ["a", "dog"]}, {"raw": "Two, dogs."}],
+        },
+        {"filename": "b.jpg", "split": "train", "sentences": [{"raw": "A cat."}]},
+        {"filename": "c.jpg", "split": "val", "sentences": []},
+        {"filename": "d.jpg", "split": "test", "sentences": [{"raw": "A bird."}]},
+        {"filename": "e.jpg", "sentences": [{"raw": "A cow."}]},
+    ],
+}
+COCO = {
+    "info": {"year": 2017},
+    "images": [
+        {"id": 7, "file_name": "000007.jpg", "height": 1, "width": 1},
+        {"id": 3, "file_name": "000003.jpg"},
+        {"id": 9, "file_name": "000009.jpg"},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 3, "caption": "A bus. "},
+        {"id": 2, "image_id": 7, "caption": "A train."},
+        {"id": 3, "image_id": 3, "caption": "The bus, again."},
+    ],
+}
+
+
+def write(folder: Path, content: str | bytes | dict[str, Any], name: str = "captions.txt") -> str:
+    path = folder / name
+    text = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def csv_rows(folder: Path, rows: str) -> dict[str, list[str]]:
+    return captions.read(write(folder, f"image,caption\n{rows}")).captions
+
+
+def test_all_captions_of_an_image_are_grouped_in_order(tmp_path: Path) -> None:
+    rows = "a.jpg,first\nb.jpg,other\na.jpg,second\na.jpg,first\n"
+    assert csv_rows(tmp_path, rows) == {"a.jpg": ["first", "second", "first"], "b.jpg": ["other"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "caption"),
+    [
+        ("a.jpg,A dog runs .\n", "A dog runs ."),
+        ('a.jpg,"A dog, running."\n', "A dog, running."),
+        ('a.jpg,"A sign says ""stop""."\n', 'A sign says "stop".'),
+        ('a.jpg,"A dog\nand a cat."\n', "A dog\nand a cat."),
+        ("a.jpg,  spaces around  \n", "spaces around"),
+        ("a.jpg,\n", ""),
+        ("a.jpg,Ein Hund läuft über 草地", "Ein Hund läuft über 草地"),
+        ("a.jpg,no newline at the end", "no newline at the end"),
+        ("a.jpg,carriage returns\r\n\r\n", "carriage returns"),
+    ],
+)
+def test_csv_quoting(tmp_path: Path, row: str, caption: str) -> None:
+    assert csv_rows(tmp_path, row) == {"a.jpg": [caption]}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+    url = write(tmp_path, b"\xef\xbb\xbfimage,caption\r\na.jpg,A dog.\r\n")
+    assert captions.read(url).captions == {"a.jpg": ["A dog."]}
+
+
+@pytest.mark.parametrize("text", ["a.jpg,A dog.\n", "", "\n", "image\tcaption\n", "caption,image\n"])
+def test_a_missing_header_names_the_file_and_the_header(tmp_path: Path, text: str) -> None:
+    url = write(tmp_path, text)
+    with pytest.raises(InputError) as refusal:
+        captions.read(url)
+    assert f"{url}, line 1: expected the header `image,caption`" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "cells"), [("c.jpg,A dog, running.\n", 3), ("c.jpg\n", 1), ("c.jpg,,,\n", 4)]
+)
+def test_a_wrong_number_of_cells_names_the_line(tmp_path: Path, row: str, cells: int) -> None:
+    rows = 'a.jpg,"two\nlines"\nb.jpg,fine\n'  # lines 2 to 4
+    with pytest.raises(InputError, match=rf"line 5: expected 2 cells, found {cells}"):
+        csv_rows(tmp_path, rows + row)
+
+
+@pytest.mark.parametrize("text", ['image,caption\na.jpg,"never closed\n', '"image,caption\n'])
+def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path, text: str) -> None:
+    url = write(tmp_path, text)
+    with pytest.raises(InputError, match=r"captions\.txt, line \d: unexpected end of data"):
+        captions.read(url)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.txt: no such captions file"):
+        captions.read(str(tmp_path / "nowhere.txt"))
+
+
+def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    url = write(tmp_path, "image,caption\na.jpg,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"captions\.txt: not UTF-8 text"):
+        captions.read(url)
+
+
+def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=str(tmp_path)):
+        captions.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("format", ["auto", "karpathy"])
+def test_karpathy_json_gives_captions_and_splits(
+    tmp_path: Path, format: captions.Format
+) -> None:
+    file = captions.read(write(tmp_path, KARPATHY), format)
+    assert file.captions == {
+        "val2014/a.jpg": ["A dog.", "Two, dogs."],
+        "b.jpg": ["A cat."],
+        "c.jpg": [],
+        "d.jpg": ["A bird."],
+        "e.jpg": ["A cow."],
+    }
+    assert file.splits == {
+        "val2014/a.jpg": "train",
+        "b.jpg": "train",
+        "c.jpg": "val",
+        "d.jpg": "test",
+    }
+
+
+@pytest.mark.parametrize("format", ["auto", "coco"])
+def test_coco_json_gives_captions_by_file_name(tmp_path: Path, format: captions.Format) -> None:
+    file = captions.read(write(tmp_path, COCO), format)
+    assert file.captions == {
+        "000007.jpg": ["A train."],
+        "000003.jpg": ["A bus.", "The bus, again."],
+        "000009.jpg": [],
+    }
+    assert file.splits == {}
+
+
+def test_json_after_a_byte_order_mark_is_recognised(tmp_path: Path) -> None:
+    url = write(tmp_path, b"\xef\xbb\xbf\n" + json.dumps(COCO).encode())
+    assert len(captions.read(url).captions) == 3
+
+
+@pytest.mark.parametrize("format", ["auto", "karpathy", "coco"])
+def test_broken_json_names_the_file(tmp_path: Path, format: captions.Format) -> None:
+    url = write(tmp_path, json.dumps(COCO)[:-20])
+    with pytest.raises(InputError, match=r"captions\.txt: not JSON"):
+        captions.read(url, format)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"pictures": []},
+        {"images": [{"filename": "a.jpg"}]},
+        {"images": [{"sentences": []}]},
+        {"images": ["a.jpg"]},
+        {"images": [{"filename": "a.jpg", "sentences": [{"raw": None}]}]},
+        {"images": [{"id": 1}], "annotations": []},
+        {"images": [], "annotations": [{"image_id": 5, "caption": "of no image"}]},
+        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]},
+    ],
+)
+def test_json_of_another_shape_says_what_is_expected(
+    tmp_path: Path, document: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=r"captions\.txt: not .* captions: .*\(expected images\[\]"):
+        captions.read(write(tmp_path, document))
+
+
+def test_csv_is_not_read_as_json_when_json_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not JSON"):
+        captions.read(write(tmp_path, "image,caption\na.jpg,A dog.\n"), "coco")
+
+
+# Whoever changes these moves images from training to test in every run that exists.
+@pytest.mark.parametrize(
+    ("image_id", "seed", "split"),
+    [
+        ("a.jpg", 0, "train"),
+        ("a.jpg", 1, "val"),
+        ("d.jpg", 1, "val"),
+        ("e.jpg", 1, "train"),
+        ("f.jpg", 0, "train"),
+        ("f.jpg", 1, "test"),
+        ("folder/a.jpg", 1, "test"),
+        ("1000268201_693b08cb0e.jpg", 0, "train"),
+        ("ü.jpg", 1, "train"),
+    ],
+)
+def test_the_hashed_split_never_changes(image_id: str, seed: int, split: str) -> None:
+    assert captions.hashed_split(image_id, Split(seed=seed)) == split
+
+
+def test_hashed_splits_have_the_configured_sizes() -> None:
+    names = [f"folder/{number}.jpg" for number in range(20_000)]
+    sizes = Counter(captions.hashed_split(name, Split()) for name in names)
+    # Four standard deviations of a binomial count.
+    assert sizes["train"] == pytest.approx(16_000, abs=227)
+    assert sizes["val"] == pytest.approx(2_000, abs=170)
+    assert sizes["test"] == pytest.approx(2_000, abs=170)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_of_everything_leaves_nothing_to_the_others(split: str) -> None:
+    options = Split(**{**dict.fromkeys(("train", "val", "test"), 0.0), split: 1.0})
+    assert {captions.hashed_split(f"{n}.jpg", options) for n in range(500)} == {split}
+
+
+def test_another_seed_splits_otherwise() -> None:
+    names = [f"{number}.jpg" for number in range(500)]
+    first, second = (
+        [captions.hashed_split(name, Split(seed=seed)) for name in names] for seed in (0, 1)
+    )
+    assert first != second
+
+
+def test_more_images_move_none_to_another_split() -> None:
+    few, many = Splitter(Split(), None), Splitter(Split(), None)
+    names = [f"{number}.jpg" for number in range(300)]
+    before = {name: few.split(name) for name in names[100:200]}
+    after = {name: many.split(name) for name in reversed(names)}
+    assert {name: after[name] for name in before} == before
+
+
+def lists(folder: Path, **names: str) -> Split:
+    urls = {f"{split}_list": write(folder, text, f"{split}.txt") for split, text in names.items()}
+    return Split(**urls)
+
+
+def test_split_lists_win_and_an_image_on_none_has_no_split(tmp_path: Path) -> None:
+    options = lists(tmp_path, train="a.jpg\nb.jpg\n", test="\n  c.jpg  \n\n", val="d.jpg\ngone.jpg")
+    file = CaptionFile({"a.jpg": ["A dog."]}, {"a.jpg": "test", "e.jpg": "test"})
+    splitter = Splitter(options, file)
+    found = [splitter.split(f"Images/{name}.jpg") for name in "abcde"]
+    assert found == ["train", "train", "test", "val", None]
+    assert splitter.unused == {"gone.jpg"}
+
+
+def test_an_image_on_two_lists_is_refused(tmp_path: Path) -> None:
+    options = lists(tmp_path, train="a.jpg\nb.jpg\n", val="b.jpg\n")
+    with pytest.raises(InputError, match=r"val\.txt: b\.jpg is on the train list too"):
+        Splitter(options, None)
+
+
+def test_an_image_twice_on_one_list_is_fine(tmp_path: Path) -> None:
+    splitter = Splitter(lists(tmp_path, train="a.jpg\na.jpg\n"), None)
+    assert splitter.split("a.jpg") == "train"
+
+
+def test_a_missing_split_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.txt: no such split list"):
+        Splitter(Split(val_list=str(tmp_path / "nowhere.txt")), None)
+
+
+def test_the_splits_of_the_captions_file_come_before_the_hash() -> None:
+    names = {f"{number}.jpg": "test" for number in range(50)}
+    splitter = Splitter(Split(), CaptionFile({}, names))
+    assert {splitter.split(name) for name in names} == {"test"}
+    assert splitter.split("other.jpg") is None
+    assert splitter.unused == set()
+
+
+def test_a_captions_file_without_splits_leaves_it_to_the_hash() -> None:
+    splitter = Splitter(Split(seed=1), CaptionFile({"a.jpg": []}))
+    assert [splitter.split(name) for name in ("a.jpg", "e.jpg", "f.jpg")] == [
+        "val",
+        "train",
+        "test",
+    ]
+
+
+def test_names_are_found_by_path_and_else_by_file_name() -> None:
+    names = Names(["x/a.jpg", "b.jpg", "deep/er/c.jpg"], "captions.txt")
+    assert names.find("x/a.jpg") == "x/a.jpg"
+    assert names.find("any/where/b.jpg") == "b.jpg"
+    assert names.find("c.jpg") == "deep/er/c.jpg"
+    assert names.find("d.jpg") is None
+
+
+def test_a_path_tells_images_of_one_file_name_apart() -> None:
+    names = Names(["x/a.jpg", "y/a.jpg"], "captions.txt")
+    assert (names.find("y/a.jpg"), names.find("x/a.jpg")) == ("y/a.jpg", "x/a.jpg")
+    assert names.find("z/a.jpg") is None
+
+
+def test_two_images_that_claim_one_bare_name_are_refused() -> None:
+    names = Names(["a.jpg"], "captions.txt")
+    assert names.find("x/a.jpg") == "a.jpg"
+    assert names.find("x/a.jpg") == "a.jpg"  # the same image may ask again
+    with pytest.raises(InputError, match=r"captions\.txt: `a\.jpg` .* x/a\.jpg and y/a\.jpg"):
+        names.find("y/a.jpg")
+
+
+def test_names_that_no_image_asked_for_are_known() -> None:
+    names = Names(["a.jpg", "b.jpg", "c.jpg"], "captions.txt")
+    assert names.unused == {"a.jpg", "b.jpg", "c.jpg"}
+    names.find("b.jpg")
+    names.find("x/c.jpg")
+    names.find("d.jpg")
+    assert names.unused == {"a.jpg"}

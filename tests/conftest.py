@@ -1,0 +1,74 @@
+"""One Ray cluster for all tests of a session, and small data that the tests draw."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from captioner import scenes
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED = REPOSITORY.parent / "shared"
+TINY_VIT = REPOSITORY / "configs" / "tiny-vit"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a local Ray cluster with more logical CPUs than the machine has cores."""
+    import ray
+
+    context = ray.init(
+        num_cpus=8, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def scene_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred and twenty scenes with captions, in the layout of Flickr8k."""
+    data = tmp_path_factory.mktemp("scenes")
+    scenes.write(data, 120, seed=1)
+    return data
+
+
+@pytest.fixture
+def captioner(cluster: str) -> Callable[..., Result]:
+    """Runs the command line in this process, on the shared cluster."""
+    from jobs.cli import main
+
+    def invoke(*arguments: object, status: int = 0) -> Result:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def small_config(scene_data: Path, tmp_path: Path) -> Path:
+    """A configuration that takes the scenes through every stage in seconds."""
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"""
+name: small
+run: {tmp_path / "run"}
+source: {{images: {scene_data / "Images"}, captions: {scene_data / "captions.txt"}}}
+encoder: {{model: "local-dir:{TINY_VIT}", pretrained: none, batch_size: 16}}
+features: {{rows_per_file: 32}}
+vocabulary: {{minimum_count: 2}}
+decoder: {{embed_size: 16, hidden_size: 32, attention_size: 32}}
+train: {{epochs: 2, batch_size: 16, learning_rate: 5.0e-3}}
+search: {{beam_size: 3, max_words: 16}}
+caption: {{rows_per_file: 32, batch_size: 8}}
+report: {{gallery: 4, attention: 1}}
+cluster: {{rows_per_block: 16}}
+"""
+    )
+    return path
