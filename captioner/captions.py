@@ -60,11 +60,10 @@ def _read_csv(url: str, text: str) -> CaptionFile:
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     captions: dict[str, list[str]] = defaultdict(list)
     try:
-        header = ",".join(cell.strip() for cell in next(rows, []))
-        if header != "image,caption":
-            raise InputError(
-                f"{url}, line 1: expected the header `image,caption`, found `{header[:80]}`"
-            )
+        header = [cell.strip() for cell in next(rows, [])]
+        if header != ["image", "caption"]:
+            found = ",".join(header)[:80]
+            raise InputError(f"{url}, line 1: expected the header `image,caption`, found `{found}`")
         for row in rows:
             if not row:
                 continue

@@ -65,6 +65,9 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> Decode
                 return Decoded(_to_size(upright, preprocessing), width, height, None)
     except UnidentifiedImageError:
         return Decoded(None, None, None, "empty file" if not data else "not an image")
+    except Image.DecompressionBombError as error:  # beyond Pillow's own bound: opened, not decoded
+        reason = f"more pixels than image.max_pixels {max_pixels:,}: {error}"
+        return Decoded(None, width, height, reason[:200])
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error ...
         return Decoded(None, width, height, f"{type(error).__name__}: {error}"[:200])
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ EXTREMES = 10
 MAX_ERRORS = 100
 SIDE = 320  # of a thumbnail, in pixels
 THUMBNAIL = Preprocessing(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, resize_mode="longest")
-HEAT_SIDE = 192  # of an attention map
+HEAT_SIZE = (192, 192)  # of an attention map
 # Drawn in these, then replaced by CSS colours, so that the curves follow light and dark.
 _CSS_COLOURS = {
     "#010101": "var(--text)",
@@ -91,7 +92,8 @@ def write(config: JobConfig) -> str:
     cards = _cards(config, {image_id for ids in selection.values() for image_id in ids})
     chosen = {name: [cards[image_id] for image_id in ids] for name, ids in selection.items()}
     maps, no_maps = _attention(config, chosen["attention"])
-    history, errors = _history(config), _errors(config)
+    errors, history = _errors(config), _history(config)
+    best_epoch = Progress(history).best_epoch
     page = _PAGES.get_template("report.html.j2").render(
         **chosen,
         version=captioner.__version__,
@@ -103,8 +105,8 @@ def write(config: JobConfig) -> str:
         splits=_splits(config),
         captioned=manifest.count(config.at("captions")),
         history=history,
-        best_epoch=Progress(history).best_epoch,
-        curves=_curves(history) if history else None,
+        best_epoch=best_epoch,
+        curves=_curves(history, best_epoch) if history else None,
         maps=maps,
         no_maps=no_maps,
         errors=errors[:MAX_ERRORS],
@@ -123,9 +125,8 @@ def _select(config: JobConfig) -> dict[str, list[str]]:
     wanted = max(config.report.gallery, config.report.attention)
     sample = random.Random(SEED).sample(ids, min(wanted, len(ids)))
     by_score = [("bleu_4", "descending"), ("image_id", "ascending")]
-    scored = rows.filter(rows["bleu_4"].is_valid()).sort_by(by_score)
-    ranked = scored["image_id"].to_pylist()
-    half = min(EXTREMES, math.ceil(len(ranked) / 2))  # no image among the best and the worst
+    ranked = rows.filter(rows["bleu_4"].is_valid()).sort_by(by_score)["image_id"].to_pylist()
+    half = min(EXTREMES, math.ceil(len(ranked) / 2))  # of few, none is both best and worst
     return {
         "gallery": sample[: config.report.gallery],
         "attention": sample[: config.report.attention],
@@ -227,11 +228,10 @@ def _look(picture: Image.Image, word: str, weights: NDArray[np.float32]) -> Look
     """``weights: (patches,)`` as heat over the picture that the encoder saw."""
     side = math.isqrt(len(weights))
     grid = Image.fromarray((weights / weights.max()).reshape(side, side).astype(np.float32))
-    square = (HEAT_SIDE, HEAT_SIDE)
-    heat = np.asarray(grid.resize(square, Image.Resampling.BICUBIC)).clip(0.0, 1.0)[..., None]
+    heat = np.asarray(grid.resize(HEAT_SIZE, Image.Resampling.BICUBIC)).clip(0.0, 1.0)[..., None]
     colours = matplotlib.colormaps["inferno"](0.2 + 0.7 * heat[..., 0])[..., :3]
-    grey = np.asarray(picture.resize(square).convert("L"))[..., None] / 255.0
-    mixed = (1.0 - 0.65 * heat) * (0.1 + 0.7 * grey) + 0.65 * heat * colours
+    grey = np.asarray(picture.resize(HEAT_SIZE).convert("L"))[..., None] / 255.0
+    mixed = (1.0 - 0.75 * heat) * (0.1 + 0.6 * grey) + 0.75 * heat * colours
     shown = Image.fromarray((255.0 * mixed).clip(0.0, 255.0).astype(np.uint8))
     said = "(end)" if word == SPECIAL[EOS] else word
     return Look(said, _data_uri(shown), float(weights.max()) * len(weights))
@@ -243,21 +243,19 @@ def _history(config: JobConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _curves(history: Sequence[dict[str, Any]]) -> Markup:
+def _curves(history: Sequence[dict[str, Any]], best_epoch: int) -> Markup:
     """Training and validation loss over the epochs, as SVG to stand in a page."""
     epochs = [entry["epoch"] for entry in history]
-    best = Progress(list(history)).best_epoch
     # Text stays text, and ids do not change from call to call.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "captioner"}):
         figure = Figure(figsize=(5.6, 2.9), layout="constrained")
         figure.patch.set_visible(False)
         axes = figure.add_subplot(facecolor="none")
-        curves = ("train_loss", "training", _TRAIN), ("val_loss", "validation", _VAL)
-        for key, name, colour in curves:
-            losses = [entry[key] for entry in history]
-            axes.plot(epochs, losses, "o-", color=colour, label=name, markersize=3)
-        best_loss = history[best - 1]["val_loss"]
-        axes.plot(best, best_loss, "o", color=_VAL, markersize=9, fillstyle="none")
+        for split, colour in (("train", _TRAIN), ("val", _VAL)):
+            losses = [entry[f"{split}_loss"] for entry in history]
+            axes.plot(epochs, losses, "o-", color=colour, label=split, markersize=3)
+        best_loss = history[best_epoch - 1]["val_loss"]
+        axes.plot(best_epoch, best_loss, "o", color=_VAL, markersize=9, fillstyle="none")
         axes.set_xlabel("epoch", color=_TEXT)
         axes.set_ylabel("loss, nats per word", color=_TEXT)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -266,10 +264,8 @@ def _curves(history: Sequence[dict[str, Any]]) -> Markup:
         axes.spines[:].set_visible(False)
         axes.legend(frameon=False, labelcolor=_TEXT)
         file = io.StringIO()
-        empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=empty)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()[file.getvalue().index("<svg") :]
     for drawn, css in _CSS_COLOURS.items():
         svg = svg.replace(drawn, css)
     return Markup(svg)
@@ -282,25 +278,22 @@ def _settings(config: JobConfig) -> dict[str, list[tuple[str, str, bool]]]:
     sections: dict[str, list[tuple[str, str, bool]]] = {}
     for key, value in flatten(config).items():
         section, _, name = key.rpartition(".")
-        text = " ".join(value) if isinstance(value, list) else str(value)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         sections.setdefault(section, []).append((name, text, value != defaults[key]))
     return sections
 
 
 def _splits(config: JobConfig) -> dict[str, int]:
     """Images in the manifest, by split."""
-    splits = manifest.read(config.at("manifest"), ["split"])["split"].value_counts().to_pylist()
-    counts = {entry["values"] or "on no list": int(entry["counts"]) for entry in splits}
-    order = ["train", "val", "test", "on no list"]
-    return dict(sorted(counts.items(), key=lambda item: order.index(item[0])))
+    counts = Counter(manifest.read(config.at("manifest"), ["split"])["split"].to_pylist())
+    order = ("train", "val", "test", None)
+    return {split or "on no list": counts[split] for split in order if counts[split]}
 
 
 def _errors(config: JobConfig) -> list[tuple[str, str]]:
     """Ids and reasons of all failed images, those of splits that are not captioned too."""
-    reasons: dict[str, str] = {}
+    failed: set[tuple[str, str]] = set()
     for url in filter(storage.exists, (config.at("features"), config.at("captions"))):
-        failed = manifest.dataset(url).to_table(
-            columns=["image_id", "error"], filter=pc.field("error").is_valid()
-        )
-        reasons |= dict(zip(failed["image_id"].to_pylist(), failed["error"].to_pylist()))
-    return sorted(reasons.items())
+        rows = manifest.dataset(url).to_table(["image_id", "error"], pc.field("error").is_valid())
+        failed |= set(zip(rows["image_id"].to_pylist(), rows["error"].to_pylist()))
+    return sorted(failed)

@@ -201,3 +201,24 @@ def report(config: JobConfig) -> None:
       captioner report runs/flickr8k
     """
     _stage("report", config)
+
+
+@main.command()
+@click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
+@click.option("--count", default=400, show_default=True, help="How many to draw.")
+@click.option("--model", default="ViT-B-32", show_default=True, help="encoder.model")
+@click.option("--pretrained", default="none", show_default=True, help="encoder.pretrained")
+def bench(images: str | None, count: int, model: str, pretrained: str) -> None:
+    """Measure this machine: encoder, extraction, search.
+
+    \b
+    Example:
+      captioner bench --images Flickr8k/Images
+    """
+    from jobs import bench as job
+
+    job.bench(images, count, model, pretrained)
+
+
+if __name__ == "__main__":
+    main()

@@ -41,15 +41,17 @@ def start(cluster: Cluster) -> None:
     """Connect to the configured cluster, or start Ray on this machine. Twice is once."""
     if not ray.is_initialized():
         if cluster.address:
-            ray.init(address=cluster.address, logging_level=logging.WARNING)
+            ray.init(address=cluster.address, logging_level=logging.ERROR)
         else:
             # Ray's checkpoint filters are actors of their own; with as many logical CPUs as
             # cores they would wait for ever for a CPU that the encoder holds.
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            # Ray's own processes write to this terminal what is of use to Ray's developers.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(
                 num_cpus=cores() + _SPARE_CPUS,
                 include_dashboard=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 log_to_driver=False,
             )
     context = DataContext.get_current()
@@ -59,7 +61,7 @@ def start(cluster: Cluster) -> None:
     # data set (Ray 2.60, 2 cores), so for every epoch. The older one takes 0.3 s.
     context.use_datasource_v2 = False
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def object_store_bytes() -> int:

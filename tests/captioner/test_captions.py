@@ -81,7 +81,9 @@ def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
     assert captions.read(url).captions == {"a.jpg": ["A dog."]}
 
 
-@pytest.mark.parametrize("text", ["a.jpg,A dog.\n", "", "\n", "image\tcaption\n", "caption,image\n"])
+@pytest.mark.parametrize(
+    "text", ["a.jpg,A dog.\n", "", "\n", "image\tcaption\n", "caption,image\n"]
+)
 def test_a_missing_header_names_the_file_and_the_header(tmp_path: Path, text: str) -> None:
     url = write(tmp_path, text)
     with pytest.raises(InputError) as refusal:
@@ -122,9 +124,7 @@ def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["auto", "karpathy"])
-def test_karpathy_json_gives_captions_and_splits(
-    tmp_path: Path, format: captions.Format
-) -> None:
+def test_karpathy_json_gives_captions_and_splits(tmp_path: Path, format: captions.Format) -> None:
     file = captions.read(write(tmp_path, KARPATHY), format)
     assert file.captions == {
         "val2014/a.jpg": ["A dog.", "Two, dogs."],
@@ -180,7 +180,9 @@ def test_broken_json_names_the_file(tmp_path: Path, format: captions.Format) -> 
 def test_json_of_another_shape_says_what_is_expected(
     tmp_path: Path, document: dict[str, Any]
 ) -> None:
-    with pytest.raises(InputError, match=r"captions\.txt: not .* captions: .*\(expected images\[\]"):
+    with pytest.raises(
+        InputError, match=r"captions\.txt: not .* captions: .*\(expected images\[\]"
+    ):
         captions.read(write(tmp_path, document))
 
 

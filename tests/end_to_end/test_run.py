@@ -90,7 +90,7 @@ def test_redo_replaces_a_stage_and_what_comes_after(
 def test_stage_before_its_time_says_what_is_missing(
     captioner: Cli, small_config: Path, stage: str, needs: str
 ) -> None:
-    assert f'{stage} needs {needs}' in captioner(stage, small_config, status=2).output
+    assert f"{stage} needs {needs}" in captioner(stage, small_config, status=2).output
 
 
 def test_directory_is_captioned_with_a_model_and_no_configuration(
