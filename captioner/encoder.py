@@ -16,7 +16,7 @@ from open_clip.factory import parse_model_name
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from captioner.config import Encoder as EncoderOptions
@@ -44,6 +44,7 @@ class Encoder:
         self._with_tokens = options.tokens
         blank = np.zeros((1, preprocessing.height, preprocessing.width, 3), np.uint8)
         embedding, tokens = self.encode(blank)
+        self._nothing = embedding[:0], None if tokens is None else tokens[:0]
         schema, _ = parse_model_name(options.model)
         own_weights = schema is not None and options.pretrained != "none"
         self.identity = EncoderIdentity(
@@ -67,6 +68,8 @@ class Encoder:
             it without normalisation, and ``tokens: (batch, patches, channels) float16`` (None
             where the configuration leaves them out), on the CPU.
         """
+        if not len(pixels):  # many towers reshape to -1, which an empty batch leaves open
+            return self._nothing
         batch = torch.from_numpy(pixels).to(self._device, non_blocking=True)
         batch = batch.permute(0, 3, 1, 2).float() * self._scale - self._shift
         embedding, tokens = self._forward(batch.to(self._dtype))
@@ -143,7 +146,8 @@ def _create(options: EncoderOptions) -> tuple[Any, bool]:
         if random:
             raise
         raise InputError(_no_weights(options, schema, name, error)) from error
-    return model, quick_gelu
+    # local-dir: and hf-hub: models bring their activation in their own configuration.
+    return model, any(isinstance(module, QuickGELU) for module in model.visual.modules())
 
 
 @contextlib.contextmanager

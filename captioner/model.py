@@ -119,7 +119,7 @@ class CaptionModel:
         return self.decoder.memory(self._tensor(embedding), needed)
 
     def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(values).to(self._device, torch.float32)
+        return torch.tensor(values, device=self._device).float()
 
     @property
     def _device(self) -> torch.device:

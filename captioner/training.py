@@ -63,7 +63,8 @@ def _cut(ids: list[int], max_words: int) -> list[int]:
 
 
 def _floats(column: pa.ChunkedArray, device: torch.device) -> Tensor:
-    return torch.from_numpy(features.to_numpy(column)).to(device).float()
+    # A copy: Arrow's memory is read-only, and a tensor that shares it must not be.
+    return torch.tensor(features.to_numpy(column), device=device).float()
 
 
 @dataclass
@@ -87,12 +88,11 @@ def batch_loss(decoder: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
     Padding counts for nothing.
     """
-    logits, _ = decoder(batch.embedding, batch.tokens, batch.words[:, :, :-1])
     targets = batch.words[:, :, 1:]
-    loss = nn.functional.cross_entropy(
-        logits.flatten(0, 2), targets.flatten(), ignore_index=PAD, reduction="sum"
-    )
-    return loss, int((targets != PAD).sum())
+    keep = targets != PAD  # (images, captions, length - 1)
+    logits, _ = decoder(batch.embedding, batch.tokens, batch.words[:, :, :-1], keep)
+    loss = nn.functional.cross_entropy(logits, targets[keep], reduction="sum")
+    return loss, int(keep.sum())
 
 
 def train_epoch(

@@ -113,16 +113,18 @@ class LSTMDecoder(nn.Module):
         return self.output(readout), state, weights
 
     def forward(
-        self, embedding: Tensor, tokens: Tensor | None, words: Tensor
+        self, embedding: Tensor, tokens: Tensor | None, words: Tensor, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Score the next word after every word of known captions (teacher forcing).
 
         Args:
             words: ``(images, captions, length) int64``: ``<SOS>`` and the words.
+            keep: ``(images, captions, length) bool``: after which words to score, so that
+                nothing is spent on padding; None: after all.
 
         Returns:
-            ``logits: (images, captions, length, vocabulary)`` and the attention
-            ``weights: (images, captions, length, patches)``.
+            ``logits: (images, captions, length, vocabulary)``, with ``keep`` ``(kept,
+            vocabulary)``, and the attention ``weights: (images, captions, length, patches)``.
         """
         memory = self.memory(embedding, tokens)
         state = self.start(memory, rows=words.shape[1])
@@ -133,7 +135,8 @@ class LSTMDecoder(nn.Module):
             readouts.append(readout)
             looks.append(weights)
         # The vocabulary is large: one product for all steps instead of one a step.
-        logits = self.output(self.dropout(torch.stack(readouts, dim=2)))
+        said = torch.stack(readouts, dim=2)  # (images, captions, length, readout_size)
+        logits = self.output(self.dropout(said if keep is None else said[keep]))
         if self.attention is None:
             return logits, None
         return logits, torch.stack([look for look in looks if look is not None], dim=2)

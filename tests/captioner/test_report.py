@@ -1,0 +1,635 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageDraw
+
+from captioner import decoders, features, manifest, metrics, model, report, storage
+from captioner.config import JobConfig, Report, parse
+from captioner.encoder import Encoder
+from captioner.errors import InputError
+from captioner.images import decode
+from captioner.vocabulary import Vocabulary, count_words, tokenize
+from jobs import caption as caption_job
+from jobs import score
+
+TINY_VIT = {
+    "model_cfg": {
+        "embed_dim": 32,
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+        },
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 1, "layers": 1},
+    }
+}
+PATCHES = 16
+SCRIPT = "<script>alert(1)</script> a dog"
+NASTY_ID = """a "quoted" 'name' <b>&amp;.png"""
+REASON = "OSError: image file is truncated <12 bytes>"
+COLOURS = ("red", "green", "blue", "white")
+SHAPES = ("circle", "square")
+
+
+def build_run(root: Path) -> JobConfig:
+    """A small scored run, as the jobs leave it, without Ray: 30 images, 22 of them captioned,
+    one of the test split and one of the training split failed."""
+    (root / "tower").mkdir(parents=True)
+    (root / "tower" / "open_clip_config.json").write_text(json.dumps(TINY_VIT))
+    values = {
+        "name": "Small & <quick>",
+        "run": str(root / "run"),
+        "source": {"images": str(root / "images")},
+        "encoder": {"model": f"local-dir:{root / 'tower'}", "pretrained": "none"},
+        "vocabulary": {"minimum_count": 1},
+        "decoder": {"embed_size": 8, "hidden_size": 16, "attention_size": 8},
+        "report": {"gallery": 6, "attention": 2},
+    }
+    config = parse(values, "test")
+    images = write_manifest(config, root / "images")
+    encoder = Encoder(config.encoder)
+    rows = write_features(config, images, encoder)
+    words = count_words(caption for row in images.to_pylist() for caption in row["captions"])
+    vocabulary = Vocabulary.build(words, minimum_count=1)
+    decoder = decoders.build(config.decoder, encoder.identity, len(vocabulary))
+    model.save_weights(config.at("model", model.WEIGHTS), decoder)
+    model.write_description(config.at("model"), config, vocabulary, encoder.identity)
+    history = [history_entry(1, 4.25, 4.5), history_entry(2, 3.25, 3.75), history_entry(3, 2.5, 4)]
+    lines = "".join(json.dumps(entry) + "\n" for entry in history)
+    storage.write_text(config.at("model", "history.jsonl"), lines)
+    write_captions(config, captions_of(rows.slice(6)))
+    write_metrics(config, encoder.identity.to_dict())
+    return config
+
+
+def write_manifest(config: JobConfig, directory: Path) -> pa.Table:
+    """Shapes in colours, in pictures of several proportions, six of them to learn from."""
+    directory.mkdir()
+    dice = random.Random(0)
+    rows = []
+    for number in range(30):
+        colour, shape = dice.choice(COLOURS), dice.choice(SHAPES)
+        name = NASTY_ID if number == 7 else f"picture-{number:02}.png"
+        image = Image.new("RGB", ((96, 48), (40, 80), (64, 64))[number % 3], "#333")
+        box = (8, 8, 36, 36)
+        pen = ImageDraw.Draw(image)
+        (pen.ellipse if shape == "circle" else pen.rectangle)(box, colour)
+        image.save(directory / name)
+        rows.append(
+            {
+                "image_id": name,
+                "uri": str(directory / name),
+                "size": (directory / name).stat().st_size,
+                "split": "train" if number < 4 else "val" if number < 6 else "test",
+                "captions": [f"a {colour} {shape} on the ground {number}", f"one {colour} {shape}"],
+            }
+        )
+    table = pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
+    manifest.write(config.at("manifest"), table)
+    return table
+
+
+def write_features(config: JobConfig, images: pa.Table, encoder: Encoder) -> pa.Table:
+    """Two feature shards. Rows 2 and 9 failed."""
+    schema, target = features.schema(encoder.identity), encoder.identity.preprocessing
+    valid = np.array([number not in (2, 9) for number in range(len(images))])
+    decoded = [decode(storage.read_bytes(uri), target, 10**6) for uri in images["uri"].to_pylist()]
+    pixels = np.stack([image.pixels for image, good in zip(decoded, valid) if good])
+    embedding, tokens = encoder.encode(pixels)
+    assert tokens is not None
+    columns = {name: images[name] for name in ("image_id", "uri", "split", "captions")}
+    columns |= {
+        "width": pa.array([image.width for image in decoded], pa.int32()),
+        "height": pa.array([image.height for image in decoded], pa.int32()),
+        "embedding": features.column(embedding.numpy(), valid, schema.field("embedding").type),
+        "tokens": features.column(tokens.numpy(), valid, schema.field("tokens").type),
+        "error": pa.array([None if good else REASON for good in valid], pa.string()),
+    }
+    rows = pa.table(columns, schema=schema)
+    Path(config.at("features")).mkdir()
+    pq.write_table(rows.slice(0, 15), config.at("features", "one.parquet"))
+    pq.write_table(rows.slice(15), config.at("features", "two.parquet"))
+    return rows
+
+
+def captions_of(rows: pa.Table) -> pa.Table:
+    """Some captions word for word a reference, some alike, the rest the same for all."""
+    captions: list[model.Caption | None] = []
+    for number, row in enumerate(rows.to_pylist()):
+        words = row["captions"][0].split()
+        text = "a dog on the road"
+        if number % 3 == 0:
+            text = " ".join(words[: 4 + number // 3])
+        if row["image_id"] == NASTY_ID:
+            text = SCRIPT
+        captions.append(None if row["error"] else model.Caption(text, -1.5))
+    return caption_job.caption_rows(rows, captions)
+
+
+def write_captions(config: JobConfig, rows: pa.Table) -> None:
+    shutil.rmtree(config.at("captions"), ignore_errors=True)
+    Path(config.at("captions")).mkdir()
+    half = len(rows) // 2
+    pq.write_table(rows.slice(0, half), config.at("captions", "one.parquet"))
+    pq.write_table(rows.slice(half), config.at("captions", "two.parquet"))
+
+
+def write_metrics(config: JobConfig, encoder: dict[str, Any]) -> None:
+    """What ``jobs.score.score`` writes, which needs Ray to add it up."""
+    rows = manifest.read(config.at("captions"), score.COLUMNS)
+    baseline = tokenize("a white circle on the ground")
+    part = score._score_block(rows, baseline).to_pylist()[0]
+    variety = metrics.Variety.of(rows["caption"].drop_null().to_pylist())
+    values = {
+        "images": part["scored"],
+        "errors": part["failed"],
+        "all_references": score._bleu([part["all"]]),
+        "one_reference": score._bleu([part["one"]]),
+        "always_the_most_frequent_caption": {
+            "caption": " ".join(baseline),
+            **score._bleu([part["baseline"]]),
+        },
+        "distinct_captions": variety.distinct,
+        "distinct_share": variety.distinct / variety.captions,
+        "most_frequent_caption": variety.most_frequent,
+        "most_frequent_share": variety.most_frequent_share,
+        "encoder": encoder,
+    }
+    storage.write_json(config.at("metrics.json"), values)
+
+
+def history_entry(epoch: int, train_loss: float, val_loss: float) -> dict[str, Any]:
+    losses = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss}
+    return {**losses, "seconds": 61.5, "captions_per_second": 1234.0}
+
+
+class Page(HTMLParser):
+    """A page as its reader meets it: tags with attributes, and text, by section."""
+
+    VOID = frozenset({"img", "meta", "br"})
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.source = storage.read_text(url)
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.sections: dict[str, str] = {}  # text
+        self.pictures: dict[str, list[dict[str, str]]] = {}  # attributes of <img>
+        self.open: list[str] = []
+        self.section = ""
+        self.feed(self.source)
+        self.close()
+        assert self.open == [], "tags left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {name: value or "" for name, value in attrs}
+        self.tags.append((tag, attributes))
+        if tag == "section":
+            self.section = attributes["id"]
+        if tag == "img":
+            self.pictures.setdefault(self.section, []).append(attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag == "section":
+            self.section = ""
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            words = f"{self.sections.get(self.section, '')} {data}".split()
+            self.sections[self.section] = " ".join(words)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.sections.values())
+
+    def ids(self, section: str) -> list[str]:
+        """The images of a section, in order."""
+        pictures = self.pictures.get(section, [])
+        return [
+            picture["alt"].removeprefix("Picture ")
+            for picture in pictures
+            if picture["alt"].startswith("Picture ")
+        ]
+
+
+def image_of(picture: dict[str, str]) -> Image.Image:
+    encoded = picture["src"].removeprefix("data:image/jpeg;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+
+
+def written(config: JobConfig) -> Page:
+    return Page(report.write(config))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
+    """A run that tests only read."""
+    return build_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def page(finished: JobConfig) -> Page:
+    return written(finished)
+
+
+@pytest.fixture
+def run(finished: JobConfig, tmp_path: Path) -> JobConfig:
+    """A copy of it that a test may change, its images too."""
+    root = Path(finished.run).parent
+    shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html"))
+    config = finished.model_copy(update={"run": str(tmp_path / "copy" / "run")})
+    rows = manifest.read(config.at("captions"))
+    moved = [uri.replace(str(root), str(tmp_path / "copy")) for uri in rows["uri"].to_pylist()]
+    column = rows.column_names.index("uri")
+    write_captions(config, rows.set_column(column, "uri", pa.array(moved)))
+    return config
+
+
+def captioned(config: JobConfig) -> list[dict[str, Any]]:
+    rows = manifest.read(config.at("captions")).sort_by("image_id").to_pylist()
+    return [row for row in rows if row["caption"] is not None]
+
+
+def change_metrics(config: JobConfig, **values: Any) -> None:
+    url = config.at("metrics.json")
+    storage.write_json(url, {**storage.read_json(url), **values})
+
+
+def test_returns_where_the_page_is(finished: JobConfig) -> None:
+    assert report.write(finished) == finished.at("report.html")
+
+
+def test_one_file_that_asks_for_nothing_else(page: Page) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "base")
+        assert attributes.get("src", "data:image/").startswith("data:image/")
+        assert attributes.get("href", "#").startswith("#")
+        assert attributes.get("xlink:href", "#").startswith("#")
+        assert not [name for name in attributes if name.startswith("on")]
+    assert "@import" not in page.source
+    assert "url(http" not in page.source
+    policy = [tag for _, tag in page.tags if tag.get("http-equiv") == "Content-Security-Policy"]
+    assert policy[0]["content"].startswith("default-src 'none'")
+
+
+def test_links_lead_to_sections_of_the_page(page: Page) -> None:
+    there = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert len(links) == 8
+    assert {link.removeprefix("#") for link in links} <= there
+
+
+def test_encoder_images_and_configuration(page: Page, finished: JobConfig) -> None:
+    identity = features.read_identity(finished.at("features"))
+    assert identity.describe() in page.text
+    assert identity.weights_sha256[:12] in page.text
+    assert "30: train 4, val 2, test 24. Captioned: test." in page.text
+    assert "minimum_count 1" in page.sections["configuration"]
+    assert "learning_rate 0.0003" in page.sections["configuration"]
+
+
+def test_values_that_differ_from_the_defaults_stand_out(page: Page) -> None:
+    names = page.source[page.source.index('<section id="configuration"') :]
+    assert '<dt class="set">minimum_count</dt><dd class="set">1</dd>' in names
+    assert "<dt>learning_rate</dt><dd>0.0003</dd>" in names
+
+
+def test_random_weights_are_announced_loudly(page: Page) -> None:
+    alarms = [attributes for _, attributes in page.tags if attributes.get("role") == "alert"]
+    assert len(alarms) == 1
+    assert "RANDOM ENCODER WEIGHTS" in page.text
+    assert "learned from random features" in page.text
+    assert "Its weights are random" in page.text
+
+
+def test_real_weights_raise_no_alarm(run: JobConfig) -> None:
+    encoder = storage.read_json(run.at("metrics.json"))["encoder"]
+    change_metrics(run, encoder={**encoder, "pretrained": "openai"})
+    page = written(run)
+    assert not [attributes for _, attributes in page.tags if attributes.get("role") == "alert"]
+    assert "Its weights are real" in page.text
+    assert "random" not in page.sections[""].lower()
+
+
+def test_bleu_table(page: Page, finished: JobConfig) -> None:
+    values = storage.read_json(finished.at("metrics.json"))
+    for name, key in (
+        ("all references", "all_references"),
+        ("one reference", "one_reference"),
+        ("baseline: always the most frequent caption", "always_the_most_frequent_caption"),
+    ):
+        numbers = " ".join(f"{values[key][f'bleu_{order}']:.4f}" for order in (1, 2, 3, 4))
+        assert f"{name} {numbers}" in page.sections["bleu"]
+    assert "“a white circle on the ground”" in page.sections["bleu"]
+
+
+def test_variety(page: Page) -> None:
+    # 23 captions: 7 that begin as a reference does, one with a script, 15 the same
+    assert "distinct captions 9 39.1% of all captions" in page.text
+    assert "share of the most frequent caption 65.2% “a dog on the road”" in page.text
+
+
+def test_says_when_the_model_is_no_better_than_one_caption_for_all(run: JobConfig) -> None:
+    values = storage.read_json(run.at("metrics.json"))
+    same = dict(values["all_references"])
+    change_metrics(run, always_the_most_frequent_caption={"caption": "a cat", **same})
+    assert "No better than the baseline: saying “a cat”" in written(run).text
+    better = {**same, "bleu_4": same["bleu_4"] / 2}
+    change_metrics(run, always_the_most_frequent_caption={"caption": "a cat", **better})
+    assert "No better than the baseline" not in written(run).text
+
+
+def test_loss_curves_with_the_best_epoch(page: Page) -> None:
+    training = page.sections["training"]
+    for word in ("train", "val", "epoch", "nats per word"):
+        assert word in training
+    assert "weights were kept: 2, with the lowest validation loss, 3.7500" in training
+    assert "3 2.5000 4.0000 61.5 1,234" in training
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 1
+    # No colour of the drawing is left that would not follow light and dark.
+    assert "var(--train)" in page.source
+    assert "#030303" not in page.source
+
+
+def test_gallery_shows_captions_references_and_scores(page: Page, finished: JobConfig) -> None:
+    shown = page.ids("gallery")
+    assert len(set(shown)) == finished.report.gallery
+    rows = {row["image_id"]: row for row in captioned(finished)}
+    for image_id in shown:
+        row = rows[image_id]
+        card = f"{row['caption']} BLEU-4 {row['bleu_4']:.2f} {image_id} "
+        assert card + " ".join(row["references"]) in page.sections["gallery"]
+
+
+def test_thumbnails_keep_the_proportions_and_the_picture(page: Page, finished: JobConfig) -> None:
+    uris = {row["image_id"]: row["uri"] for row in captioned(finished)}
+    sizes = set()
+    for picture in page.pictures["best"]:
+        shown = image_of(picture)
+        with Image.open(uris[picture["alt"].removeprefix("Picture ")]) as original:
+            scale = 320 / max(original.size)
+            assert shown.size == tuple(round(side * scale) for side in original.size)
+            small = np.asarray(shown.resize(original.size).convert("RGB")).astype(int)
+            assert np.abs(small - np.asarray(original)).mean() < 12
+        sizes.add(shown.size)
+    assert sizes == {(320, 160), (160, 320), (320, 320)}
+
+
+def test_best_and_worst_captions_in_order(page: Page, finished: JobConfig) -> None:
+    ranked = sorted(captioned(finished), key=lambda row: (-row["bleu_4"], row["image_id"]))
+    ids = [row["image_id"] for row in ranked]
+    assert len(ids) == 23
+    assert page.ids("best") == ids[:10]
+    assert page.ids("worst") == ids[::-1][:10]
+
+
+def test_few_images_are_not_both_best_and_worst(run: JobConfig) -> None:
+    rows = manifest.read(run.at("captions")).sort_by([("bleu_4", "descending")])
+    write_captions(run, rows.slice(0, 5))
+    page = written(run)
+    ids = rows["image_id"].to_pylist()
+    assert sorted(page.ids("best")) == sorted(ids[:3])
+    assert sorted(page.ids("worst")) == sorted(ids[3:5])
+    assert len(page.ids("gallery")) == 5
+
+
+def test_images_without_references_are_in_the_gallery_and_not_ranked(run: JobConfig) -> None:
+    rows = manifest.read(run.at("captions"))
+    column = rows.column_names.index("bleu_4")
+    scores = pa.array([None] * (len(rows) - 1) + [0.5], pa.float32())
+    rows = rows.set_column(column, "bleu_4", scores)
+    write_captions(run, rows)
+    page = written(run)
+    assert page.ids("best") == [rows["image_id"][-1].as_py()]
+    assert page.ids("worst") == []
+    assert len(page.ids("gallery")) == run.report.gallery
+    assert "not scored" in page.sections["gallery"]
+
+
+def test_markup_in_captions_and_ids_shows_as_text(run: JobConfig) -> None:
+    everyone = run.model_copy(update={"report": Report(gallery=30, attention=30)})
+    page = written(everyone)
+    assert SCRIPT in page.sections["gallery"]
+    assert NASTY_ID in page.sections["gallery"]
+    assert NASTY_ID in page.ids("gallery")
+    assert SCRIPT in page.sections["attention"]
+    assert "<script" not in page.source
+    assert "Small & <quick>" in page.text
+    assert "<quick>" not in page.source
+
+
+def test_markup_in_references_and_reasons_shows_as_text(run: JobConfig) -> None:
+    rows = manifest.read(run.at("captions"))
+    column = rows.column_names.index("references")
+    references = pa.array([["<img src=x onerror=alert(1)>"]] * len(rows), pa.list_(pa.string()))
+    write_captions(run, rows.set_column(column, "references", references))
+    page = written(run)
+    assert "<img src=x onerror=alert(1)>" in page.sections["gallery"]
+    assert not [tag for tag in page.tags if "onerror" in tag[1]]
+    assert REASON in page.sections["errors"]
+
+
+def test_errors_of_every_split_with_their_reasons(page: Page) -> None:
+    errors = page.sections["errors"]
+    assert f"picture-02.png {REASON}" in errors  # of the training split
+    assert f"picture-09.png {REASON}" in errors
+    assert "2 of 30 images failed" in errors
+    assert "images scored 23 1 failed" in page.text
+
+
+def test_many_errors_are_counted_and_the_first_shown(
+    run: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MAX_ERRORS", 1)
+    errors = written(run).sections["errors"]
+    assert "2 of 30 images failed" in errors
+    assert "Here are the first 1" in errors
+    assert "picture-02.png" in errors
+    assert "picture-09.png" not in errors
+
+
+def test_images_that_cannot_be_read_have_a_placeholder(run: JobConfig) -> None:
+    for number, row in enumerate(captioned(run)):
+        if number % 2:
+            Path(row["uri"]).unlink()
+        else:
+            Path(row["uri"]).write_bytes(b"no picture at all")
+    everyone = run.model_copy(update={"report": Report(gallery=30, attention=1)})
+    page = written(everyone)
+    assert page.ids("gallery") == []
+    assert page.sections["gallery"].count("No picture FileNotFoundError") == 11
+    assert page.sections["gallery"].count("No picture not an image") == 12
+    assert SCRIPT in page.sections["gallery"]
+
+
+def test_a_uri_of_an_unknown_kind_has_a_placeholder(run: JobConfig) -> None:
+    rows = manifest.read(run.at("captions"))
+    column = rows.column_names.index("uri")
+    uris = pa.array([f"no-such-protocol://{number}" for number in range(len(rows))])
+    write_captions(run, rows.set_column(column, "uri", uris))
+    assert written(run).sections["gallery"].count("No picture ValueError") == run.report.gallery
+
+
+def maps_of(page: Page) -> Iterator[tuple[str, Image.Image]]:
+    for picture in page.pictures["attention"]:
+        if picture["alt"].startswith("Attention at the word "):
+            yield picture["alt"].removeprefix("Attention at the word "), image_of(picture)
+
+
+def test_attention_has_a_map_for_each_word(page: Page, finished: JobConfig) -> None:
+    shown = page.ids("attention")
+    assert shown == page.ids("gallery")[:2]
+    captions = {row["image_id"]: row["caption"] for row in captioned(finished)}
+    vocabulary = Vocabulary.from_json(storage.read_text(finished.at("model", "vocabulary.json")))
+    expected = []
+    for image_id in shown:
+        known = [vocabulary.words[number] for number in vocabulary.encode(captions[image_id])]
+        expected += [*known[1:-1], "(end)"]
+    found = list(maps_of(page))
+    assert [word for word, _ in found] == expected
+    assert {image.size for _, image in found} == {(192, 192)}
+
+
+def test_attention_maps_are_of_their_own_image(
+    run: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    attention = model.CaptionModel.attention
+
+    def record(self: Any, embedding: Any, tokens: Any, captions: Any) -> Any:
+        asked.append((embedding, tokens, captions))
+        return attention(self, embedding, tokens, captions)
+
+    monkeypatch.setattr(model.CaptionModel, "attention", record)
+    report.write(run.model_copy(update={"report": Report(gallery=1, attention=12)}))
+    (embedding, tokens, captions), *_ = asked
+    assert tokens.shape == (12, PATCHES, 32)
+    rows = manifest.read(run.at("features"))
+    known = rows.filter(rows["error"].is_null())
+    every = features.to_numpy(known["embedding"])
+    text = {row["image_id"]: row["caption"] for row in captioned(run)}
+    for row, caption in zip(embedding, captions):
+        index = int(np.flatnonzero((every == row).all(axis=1))[0])
+        assert text[known["image_id"][index].as_py()] == caption
+
+
+def test_heat_is_where_the_decoder_looks() -> None:
+    weights = np.full(PATCHES, 0.5 / (PATCHES - 1), np.float32)
+    weights[4 * 3 + 0] = 0.5  # lowest row, first column
+    look = report._look(Image.new("RGB", (32, 32), "grey"), "dog", weights)
+    assert look.word == "dog"
+    assert look.peak == pytest.approx(0.5 * PATCHES)
+    heat = np.asarray(image_of({"src": look.picture})).astype(int)
+    redness = heat[..., 0] - heat[..., 2]
+    hot = redness[144:, :48].mean()
+    assert hot > 60
+    assert abs(redness[:96].mean()) < 20
+    assert abs(redness[:, 96:].mean()) < 20
+
+
+def test_attention_without_a_picture_still_shows_its_maps(run: JobConfig) -> None:
+    rows = manifest.read(run.at("features"))
+    column = rows.column_names.index("uri")
+    gone = rows.set_column(column, "uri", pa.array(["/no/such/picture.png"] * len(rows)))
+    shutil.rmtree(run.at("features"))
+    Path(run.at("features")).mkdir()
+    pq.write_table(gone, run.at("features", "one.parquet"))
+    assert len(list(maps_of(written(run)))) > 4
+
+
+def test_patches_that_form_no_square_are_not_drawn(run: JobConfig) -> None:
+    url = run.at("model", "encoder.json")
+    storage.write_json(url, {**storage.read_json(url), "patches": 15})
+    page = written(run)
+    assert "15 patches of the encoder's 32 x 32 pixels form no square" in page.sections["attention"]
+    assert "attention" not in page.pictures
+
+
+def test_pictures_that_are_not_square_are_not_drawn(run: JobConfig) -> None:
+    url = run.at("model", "encoder.json")
+    values = storage.read_json(url)
+    values["preprocessing"] |= {"width": 64}
+    storage.write_json(url, values)
+    assert "64 x 32 pixels form no square" in written(run).sections["attention"]
+
+
+def test_decoders_without_attention_have_no_such_section(run: JobConfig) -> None:
+    decoder = run.decoder.model_copy(update={"attention": "none"})
+    page = written(run.model_copy(update={"decoder": decoder}))
+    assert "attention" not in page.sections
+    assert "#attention" not in [attributes.get("href") for _, attributes in page.tags]
+
+
+def test_attention_can_be_left_out(run: JobConfig) -> None:
+    page = written(run.model_copy(update={"report": Report(gallery=2, attention=0)}))
+    assert "attention" not in page.sections
+    assert len(page.ids("gallery")) == 2
+
+
+def test_the_same_rows_give_the_same_page_in_any_order(run: JobConfig) -> None:
+    before = storage.read_text(report.write(run))
+    rows = manifest.read(run.at("captions"))
+    write_captions(run, rows.take(list(range(len(rows)))[::-1]))
+    assert storage.read_text(report.write(run)) == before
+
+
+def test_captions_that_were_never_scored(run: JobConfig) -> None:
+    storage.remove(run.at("metrics.json"))
+    with pytest.raises(InputError, match=r"metrics\.json.*captioner score"):
+        report.write(run)
+    assert not storage.exists(run.at("report.html"))
+
+
+def test_captions_of_another_runs_model(run: JobConfig) -> None:
+    """``captioner caption DIRECTORY --model MODEL`` leaves neither features nor a model."""
+    storage.remove(run.at("model"))
+    storage.remove(run.at("features"))
+    page = written(run)
+    assert "No training history" in page.sections["training"]
+    assert "no model or no features" in page.sections["attention"]
+    assert f"picture-09.png {REASON}" in page.sections["errors"]
+    assert len(page.ids("gallery")) == run.report.gallery
+
+
+def test_a_run_without_failures_says_so(run: JobConfig) -> None:
+    storage.remove(run.at("features"))
+    rows = manifest.read(run.at("captions"))
+    write_captions(run, rows.filter(rows["error"].is_null()))
+    assert "None: every image could be read" in written(run).sections["errors"]
+
+
+def test_run_directory_on_another_file_system(run: JobConfig, memory_root: str) -> None:
+    fs, path = fsspec.core.url_to_fs(memory_root)
+    fs.put(run.run, path, recursive=True)
+    config = run.model_copy(update={"run": memory_root})
+    assert report.write(config) == f"{memory_root}/report.html"
+    assert written(config).ids("best") == written(run).ids("best")
+
+
+def test_thumbnail_of_a_picture_of_one_row() -> None:
+    line = io.BytesIO()
+    Image.new("RGB", (3000, 1), "red").save(line, "PNG")
+    shown = report._thumbnail(decode(line.getvalue(), report.THUMBNAIL, 10**6))
+    assert shown is not None
+    assert image_of({"src": shown}).size == (320, 1)
