@@ -56,7 +56,7 @@ def column(values: NDArray[np.float16], valid: NDArray[np.bool_], type_: pa.Data
     """
     storage_type = type_.storage_type if isinstance(type_, pa.FixedShapeTensorType) else type_
     rows = np.zeros((len(valid), storage_type.list_size), np.float16)
-    rows[valid] = values.reshape(len(values), -1)
+    rows[valid] = values.reshape(len(values), storage_type.list_size)
     array = pa.FixedSizeListArray.from_arrays(
         pa.array(rows.reshape(-1)), type=storage_type, mask=pa.array(~valid)
     )

@@ -50,7 +50,7 @@ def job_config(
         "name": f"captions of {images}",
         "run": out,
         "source": {"images": images, "captions": captions},
-        "split": {},
+        "split": {"train": 0.0, "val": 0.0, "test": 1.0},
         "cluster": {},
     }
     for override in overrides:

@@ -82,9 +82,9 @@ def valid_pixels(rows: pa.Table, encoder: Encoder) -> tuple[Any, Any]:
     target = encoder.identity.preprocessing
     column = rows["pixels"].combine_chunks()
     valid = column.is_valid().to_numpy(zero_copy_only=False)
-    shape = (-1, target.height, target.width, 3)
-    joined = b"".join(value for value in column.drop_null().to_pylist())
-    return valid, np.frombuffer(bytearray(joined), np.uint8).reshape(shape)
+    width = column.type.byte_width
+    values = np.frombuffer(column.buffers()[1], np.uint8, len(rows) * width, column.offset * width)
+    return valid, values.reshape(len(rows), target.height, target.width, 3)[valid]
 
 
 def errors_of(rows: pa.Table) -> dict[str, int]:

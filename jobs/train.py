@@ -37,11 +37,11 @@ def train(config: JobConfig) -> dict[str, Any]:
     model.write_description(config.at("model"), config, vocabulary, identity)
     filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
     images = {split: _images(config, split) for split in ("train", "val")}
-    datasets = {split: feature_rows(config, identity, split) for split in images}
-    if sum(images.values()) * identity.bytes_per_image < session.object_store_bytes() / 4:
-        # Small enough to stay in memory: no epoch has to read and decompress the shards again.
-        datasets = {split: rows.materialize() for split, rows in datasets.items()}
     with progress.show("train", images["train"] * config.train.epochs) as tally:
+        datasets = {split: feature_rows(config, identity, split) for split in images}
+        if sum(images.values()) * identity.bytes_per_image < session.object_store_bytes() / 4:
+            # Small enough to stay in memory: no epoch has to read and decompress the shards again.
+            datasets = {split: rows.materialize() for split, rows in datasets.items()}
         trainer = ray.train.torch.TorchTrainer(
             partial(worker, config, vocabulary, identity, workers.cpus, tally),
             scaling_config=ray.train.ScalingConfig(
