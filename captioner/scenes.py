@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
-import random
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from PIL import Image, ImageDraw
 
@@ -50,7 +50,7 @@ class Scene:
     relation: str
 
     @classmethod
-    def random(cls, dice: random.Random) -> Scene:
+    def random(cls, dice: Random) -> Scene:
         def thing() -> Thing:
             return Thing(dice.choice(list(COLOURS)), dice.choice(SHAPES), dice.choice(list(RADII)))
 
@@ -68,7 +68,7 @@ class Scene:
             f"A {one} and a {two}, one {relation} the other.",
         ]
 
-    def draw(self, dice: random.Random) -> Image.Image:
+    def draw(self, dice: Random) -> Image.Image:
         """The scene as an RGB image of ``SIDE`` pixels, its shapes a little off their places."""
         image = Image.new("RGB", (SIDE, SIDE), BACKGROUND)
         pen = ImageDraw.Draw(image)
@@ -88,7 +88,7 @@ class Scene:
 
 def write(directory: Path, count: int, seed: int) -> None:
     """Write ``Images/*.png`` and ``captions.txt``, in the layout of Flickr8k."""
-    dice = random.Random(seed)
+    dice = Random(seed)
     images = directory / "Images"
     images.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
