@@ -41,7 +41,7 @@ def run_stage(config: JobConfig, stage: str) -> str:
         InputError: the stage before it has not been run.
     """
     for before in STAGES[: STAGES.index(stage)]:
-        if before != "score" and not is_done(config, before):
+        if not is_done(config, before):
             raise InputError(f"{config.at()}: {stage} needs {before}, which is not done here yet")
     return _stage_function(stage)(config)
 
@@ -66,7 +66,7 @@ def claim(config: JobConfig, redo: str | None = None) -> None:
         differences = {
             key: values
             for key, values in configuration.differences(before, config).items()
-            if configuration.stage_of(key) not in again
+            if configuration.stage_of(key) not in again and _has_begun(config, key)
         }
         if differences:
             lines = [
@@ -83,6 +83,11 @@ def claim(config: JobConfig, redo: str | None = None) -> None:
             for output in _OUTPUTS[stage]:
                 storage.remove(config.at(output))
     storage.write_text(url, configuration.dump(config))
+
+
+def _has_begun(config: JobConfig, key: str) -> bool:
+    """Whether the first stage that reads ``key`` has left anything in the run directory."""
+    return storage.exists(config.at(_OUTPUTS[configuration.stage_of(key)][0]))
 
 
 def _stage_function(stage: str) -> Callable[[JobConfig], str]:

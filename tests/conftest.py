@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def scene_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def captioner(cluster: str) -> Callable[..., Result]:
     """Runs the command line in this process, on the shared cluster."""
     from jobs.cli import main
@@ -51,24 +52,50 @@ def captioner(cluster: str) -> Callable[..., Result]:
     return invoke
 
 
-@pytest.fixture
-def small_config(scene_data: Path, tmp_path: Path) -> Path:
+def write_config(directory: Path, data: Path) -> Path:
     """A configuration that takes the scenes through every stage in seconds."""
-    path = tmp_path / "small.yaml"
+    path = directory / "small.yaml"
     path.write_text(
         f"""
 name: small
-run: {tmp_path / "run"}
-source: {{images: {scene_data / "Images"}, captions: {scene_data / "captions.txt"}}}
+run: {directory / "run"}
+source: {{images: {data / "Images"}, captions: {data / "captions.txt"}}}
 encoder: {{model: "local-dir:{TINY_VIT}", pretrained: none, batch_size: 16}}
 features: {{rows_per_file: 32}}
 vocabulary: {{minimum_count: 2}}
 decoder: {{embed_size: 16, hidden_size: 32, attention_size: 32}}
 train: {{epochs: 2, batch_size: 16, learning_rate: 5.0e-3}}
 search: {{beam_size: 3, max_words: 16}}
-caption: {{rows_per_file: 32, batch_size: 8}}
+caption: {{splits: [train, val, test], rows_per_file: 32, batch_size: 8}}
 report: {{gallery: 4, attention: 1}}
 cluster: {{rows_per_block: 16}}
 """
     )
     return path
+
+
+@pytest.fixture
+def small_config(scene_data: Path, tmp_path: Path) -> Path:
+    """A configuration whose run directory, ``tmp_path / "run"``, is not there yet."""
+    return write_config(tmp_path, scene_data)
+
+
+@pytest.fixture(scope="session")
+def _finished(
+    captioner: Callable[..., Result], scene_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    directory = tmp_path_factory.mktemp("finished")
+    output = captioner("run", write_config(directory, scene_data)).output
+    return directory / "run", output
+
+
+@pytest.fixture
+def finished_run(_finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """A run directory with all stages done, the test's own."""
+    return Path(shutil.copytree(_finished[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def finished_output(_finished: tuple[Path, str]) -> str:
+    """What the command line said as it made ``finished_run``."""
+    return _finished[1]

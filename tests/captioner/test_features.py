@@ -67,9 +67,7 @@ def test_a_column_round_trips_through_parquet_with_its_nulls(
 ) -> None:
     mask = np.array(valid, dtype=bool)
     values = random_values(int(mask.sum()), *shape)
-    pq.write_table(
-        pa.table({"x": features.column(values, mask, type_)}), tmp_path / "x.parquet"
-    )
+    pq.write_table(pa.table({"x": features.column(values, mask, type_)}), tmp_path / "x.parquet")
     column = pq.read_table(tmp_path / "x.parquet")["x"]
     assert column.type == type_
     assert column.is_valid().to_pylist() == valid
@@ -98,12 +96,8 @@ def test_to_numpy_reads_one_array_several_chunks_and_slices(
 def test_values_that_a_filter_has_left_are_read(make_identity: MakeIdentity) -> None:
     table = shard(make_identity(), [None, "broken", None, None])
     rows = table.filter(pa.array([True, False, False, True]))
-    np.testing.assert_array_equal(
-        features.to_numpy(rows["embedding"]), random_values(3, 6)[[0, 2]]
-    )
-    np.testing.assert_array_equal(
-        features.to_numpy(rows["tokens"]), random_values(3, 4, 5)[[0, 2]]
-    )
+    np.testing.assert_array_equal(features.to_numpy(rows["embedding"]), random_values(3, 6)[[0, 2]])
+    np.testing.assert_array_equal(features.to_numpy(rows["tokens"]), random_values(3, 4, 5)[[0, 2]])
 
 
 def test_a_reader_with_parquet_alone_sees_plain_columns(

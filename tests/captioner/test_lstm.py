@@ -153,7 +153,9 @@ def test_with_attention_the_patches_matter() -> None:
     embedding, tokens = features(2)
     words = random_words(2, 2, 5)
     other = features(2, seed=9)[1]
-    assert not torch.allclose(decoder(embedding, tokens, words)[0], decoder(embedding, other, words)[0])
+    assert not torch.allclose(
+        decoder(embedding, tokens, words)[0], decoder(embedding, other, words)[0]
+    )
 
 
 def test_without_attention_no_tokens_are_needed() -> None:
@@ -185,7 +187,10 @@ def test_the_scale_of_the_features_hardly_matters() -> None:
     decoder = make()
     embedding, tokens = features(2)
     words = random_words(2, 2, 5)
-    small, large = decoder(embedding, tokens, words)[0], decoder(embedding * 100, tokens * 100, words)[0]
+    small, large = (
+        decoder(embedding, tokens, words)[0],
+        decoder(embedding * 100, tokens * 100, words)[0],
+    )
     torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-3)
 
 

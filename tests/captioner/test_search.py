@@ -52,9 +52,7 @@ def search(decoder: LSTMDecoder, features: tuple[Tensor, Tensor], options: Searc
 
 def captions(found: Hypotheses) -> list[list[list[int]]]:
     """The ids of every image's captions up to <EOS>, which all of them have."""
-    return [
-        [words[: words.index(EOS) + 1] for words in image] for image in found.words.tolist()
-    ]
+    return [[words[: words.index(EOS) + 1] for words in image] for image in found.words.tolist()]
 
 
 # The reference: one image, lists, nothing batched. Written from the definition in search.py.

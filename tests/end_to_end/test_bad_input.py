@@ -57,11 +57,10 @@ def test_every_image_is_in_the_output_once_with_features_or_a_reason(
 
 
 def test_bad_images_get_caption_rows_with_reasons(
-    captioner: Cli, small_config: Path, bad_directory: Path, tmp_path: Path
+    captioner: Cli, finished_run: Path, bad_directory: Path, tmp_path: Path
 ) -> None:
-    captioner("run", small_config)
-    model = tmp_path / "run" / "model"
-    captioner("caption", bad_directory, "--model", model, "--out", tmp_path / "out")
+    out = tmp_path / "out"
+    captioner("caption", bad_directory, "--model", finished_run / "model", "--out", out)
     rows = manifest.read(str(tmp_path / "out" / "captions")).to_pylist()
     assert len(rows) == len({row["image_id"] for row in rows}) == 7
     assert sum(row["caption"] is not None for row in rows) == 3
@@ -73,6 +72,7 @@ def test_empty_directory_is_named(captioner: Cli, small_config: Path, tmp_path: 
     images = f"source.images={tmp_path / 'empty'}"
     refused = captioner("run", small_config, "--set", images, status=2)
     assert f"{tmp_path / 'empty'}: no images in this directory" in refused.output
+    captioner("index", small_config)  # nothing was made of it: the right directory is welcome
 
 
 def test_unknown_key_is_named_with_the_nearest(captioner: Cli, small_config: Path) -> None:
@@ -91,13 +91,12 @@ def test_captions_file_without_its_header_is_refused(
 
 
 def test_features_of_another_encoder_are_refused(
-    captioner: Cli, small_config: Path, tmp_path: Path
+    captioner: Cli, finished_run: Path, tmp_path: Path
 ) -> None:
-    captioner("run", small_config)
     other = tmp_path / "other"
     scenes.write(other, 4, seed=3)
     refused = captioner(
-        "caption", other / "Images", "--model", tmp_path / "run" / "model",
+        "caption", other / "Images", "--model", finished_run / "model",
         "--out", tmp_path / "out", "--set", "encoder.seed=1", status=2,
     )  # fmt: skip
     assert "another encoder" in refused.output

@@ -9,42 +9,58 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
+from nltk.translate.bleu_score import corpus_bleu
 
 from captioner import manifest
+from captioner.vocabulary import tokenize
 
 Cli = Callable[..., Result]
 
 
-def test_run_takes_a_configuration_through_all_stages_then_skips_them(
-    captioner: Cli, small_config: Path, tmp_path: Path
+def test_run_takes_a_configuration_through_all_stages(
+    finished_run: Path, finished_output: str
 ) -> None:
-    first = captioner("run", small_config)
-    run = tmp_path / "run"
+    run = finished_run
     ids = manifest.read(str(run / "manifest"))["image_id"].to_pylist()
     assert len(ids) == 120
     features = manifest.read(str(run / "features"), ["image_id", "error"])
     assert sorted(features["image_id"].to_pylist()) == ids
     assert features["error"].null_count == 120
     captions = manifest.read(str(run / "captions"))
-    tested = manifest.read(str(run / "manifest"), splits=["test"])
-    assert sorted(captions["image_id"].to_pylist()) == tested["image_id"].to_pylist()
+    assert sorted(captions["image_id"].to_pylist()) == ids
     assert captions["caption"].null_count == 0
     assert len((run / "model" / "history.jsonl").read_text().splitlines()) == 2
     assert (run / "model" / "decoder.safetensors").exists()
     assert (run / "model" / "last.safetensors").exists()
     metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["images"] == 120
     assert 0 < metrics["all_references"]["bleu_1"] <= 1
     assert metrics["one_reference"]["bleu_1"] < metrics["all_references"]["bleu_1"]
     page = (run / "report.html").read_text()
     assert "random" in page.lower()  # the encoder's weights: every output says so
-    assert "BLEU-4" in first.output
+    assert "BLEU-4" in finished_output
 
-    second = captioner("run", small_config)
-    assert second.output.count("done before, skipped") == 6
 
-    # The stages one by one give what the whole run gave.
-    captioner("score", run)
-    assert json.loads((run / "metrics.json").read_text()) == metrics
+def test_finished_stages_are_skipped_and_may_be_done_again(
+    captioner: Cli, finished_run: Path
+) -> None:
+    assert captioner("run", finished_run).output.count("done before, skipped") == 6
+    metrics = (finished_run / "metrics.json").read_text()
+    captioner("score", finished_run)
+    assert json.loads((finished_run / "metrics.json").read_text()) == json.loads(metrics)
+
+
+def test_scores_equal_those_of_nltk_on_the_collected_captions(finished_run: Path) -> None:
+    rows = manifest.read(str(finished_run / "captions")).to_pylist()
+    said = [tokenize(row["caption"]) for row in rows]
+    references = [[tokenize(text) for text in row["references"]] for row in rows]
+    scores = json.loads((finished_run / "metrics.json").read_text())
+    for order in (1, 2, 3, 4):
+        weights = tuple([1 / order] * order)
+        every = corpus_bleu(references, said, weights)
+        one = corpus_bleu([texts[:1] for texts in references], said, weights)
+        assert scores["all_references"][f"bleu_{order}"] == pytest.approx(every, abs=1e-9)
+        assert scores["one_reference"][f"bleu_{order}"] == pytest.approx(one, abs=1e-9)
 
 
 def test_feature_shards_are_bounded_and_readable_by_arrow_alone(
@@ -71,16 +87,12 @@ def test_run_directory_of_another_configuration_is_refused_with_the_difference(
     captioner("index", small_config, "--set", "cluster.rows_per_block=8")  # speed only
 
 
-def test_redo_replaces_a_stage_and_what_comes_after(
-    captioner: Cli, small_config: Path, tmp_path: Path
-) -> None:
-    captioner("run", small_config)
-    before = manifest.read(str(tmp_path / "run" / "captions"), ["caption"])
+def test_redo_replaces_a_stage_and_what_comes_after(captioner: Cli, finished_run: Path) -> None:
     again = ("--redo", "caption", "--set", "search.max_words=3")
-    output = captioner("run", small_config, *again).output
+    output = captioner("run", finished_run, *again).output
     assert output.count("done before, skipped") == 3
-    captions = manifest.read(str(tmp_path / "run" / "captions"), ["caption"])["caption"]
-    assert len(captions) == len(before)
+    captions = manifest.read(str(finished_run / "captions"), ["caption"])["caption"]
+    assert len(captions) == 120
     assert max(len(caption.split()) for caption in captions.to_pylist()) <= 3
 
 
@@ -94,21 +106,20 @@ def test_stage_before_its_time_says_what_is_missing(
 
 
 def test_directory_is_captioned_with_a_model_and_no_configuration(
-    captioner: Cli, small_config: Path, scene_data: Path, tmp_path: Path
+    captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path
 ) -> None:
-    captioner("run", small_config, "--set", "caption.splits=[train, val, test]")
-    run, out = tmp_path / "run", tmp_path / "out"
-    captions = scene_data / "captions.txt"
-    result = captioner(
-        "caption", scene_data / "Images", "--model", run / "model", "--out", out, "--jsonl",
-        "--captions", captions,
+    out = tmp_path / "out"
+    arguments = (
+        "caption", scene_data / "Images", "--model", finished_run / "model", "--out", out,
+        "--jsonl", "--captions", scene_data / "captions.txt",
     )  # fmt: skip
-    assert "BLEU-4" in result.output
+    assert "BLEU-4" in captioner(*arguments).output
     rows = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
     fused = {row["image_id"]: row["caption"] for row in rows}
-    from_features = manifest.read(str(run / "captions"), ["image_id", "caption"]).to_pylist()
-    assert fused == {row["image_id"]: row["caption"] for row in from_features}
+    from_features = manifest.read(str(finished_run / "captions"), ["image_id", "caption"])
+    assert fused == {row["image_id"]: row["caption"] for row in from_features.to_pylist()}
     assert all(row["log_probability"] < 0 for row in rows)
+    assert "skipped" in captioner(*arguments).output
 
 
 def test_demo_runs_and_says_that_it_is_synthetic(captioner: Cli, tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from captioner import config, decoders, model, storage
+from captioner.config import Search
+from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
+from captioner.model import CaptionModel
+from captioner.vocabulary import SPECIAL, Vocabulary
+
+MakeIdentity = Callable[..., EncoderIdentity]
+WORDS = ["a", "dog", "cat", "runs", "sleeps", "on", "grass", "two"]
+SEARCH = Search(beam_size=3, max_words=8)
+PARTS = ["config.yaml", "decoder.safetensors", "encoder.json", "vocabulary.json"]
+
+
+@pytest.fixture(params=["additive", "none"])
+def made(request: pytest.FixtureRequest, make_identity: MakeIdentity) -> CaptionModel:
+    """A model with random weights, scaled up so that its captions differ."""
+    values: dict[str, Any] = {
+        "name": "n",
+        "run": "/runs/n",
+        "source": {"images": "/photos"},
+        "decoder": {
+            "attention": request.param,
+            "embed_size": 8,
+            "hidden_size": 10,
+            "attention_size": 9,
+        },
+    }
+    job = config.parse(values, "test")
+    identity = make_identity()
+    vocabulary = Vocabulary([*SPECIAL, *WORDS])
+    torch.manual_seed(0)
+    decoder = decoders.build(job.decoder, identity, len(vocabulary)).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(3.0)
+    return CaptionModel(decoder, vocabulary, job, identity)
+
+
+def save(made: CaptionModel, url: str) -> None:
+    model.write_description(url, made.config, made.vocabulary, made.encoder)
+    model.save_weights(storage.join(url, model.WEIGHTS), made.decoder)
+
+
+def features(images: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    dice = np.random.default_rng(0)
+    embedding = dice.normal(size=(images, 6)).astype(np.float16)
+    return embedding, dice.normal(size=(images, 4, 5)).astype(np.float16)
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_saved_model_gives_the_same_captions_when_loaded(
+    made: CaptionModel, tmp_path: Path, memory_root: str, place: str
+) -> None:
+    url = f"{tmp_path}/model" if place == "local" else f"{memory_root}/model"
+    save(made, url)
+    loaded = CaptionModel.load(url)
+    expected = made.caption(*features(6), SEARCH)
+    assert len({caption.text for caption in expected}) > 1
+    assert loaded.caption(*features(6), SEARCH) == expected
+    assert (loaded.config, loaded.encoder) == (made.config, made.encoder)
+    assert loaded.vocabulary.words == made.vocabulary.words
+    assert not loaded.decoder.training
+
+
+def test_captions_are_words_of_the_vocabulary_with_a_probability(made: CaptionModel) -> None:
+    for caption in made.caption(*features(6), SEARCH):
+        assert set(caption.text.split()) <= set(WORDS)
+        assert -1000 < caption.log_probability < 0
+
+
+def test_no_images_get_no_captions(made: CaptionModel) -> None:
+    assert made.caption(*features(0), SEARCH) == []
+
+
+@pytest.mark.parametrize("made", ["none"], indirect=True)
+def test_without_attention_captions_need_no_tokens(made: CaptionModel) -> None:
+    embedding, tokens = features(3)
+    assert made.caption(embedding, None, SEARCH) == made.caption(embedding, tokens, SEARCH)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_is_named(made: CaptionModel, tmp_path: Path, part: str) -> None:
+    save(made, str(tmp_path))
+    (tmp_path / part).unlink()
+    with pytest.raises(InputError) as refusal:
+        CaptionModel.load(str(tmp_path))
+    assert str(refusal.value) == f"{tmp_path}: not a model directory: {part} missing"
+
+
+def test_a_place_without_a_model_is_refused_with_all_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{tmp_path}/nowhere: not a model") as refusal:
+        CaptionModel.load(f"{tmp_path}/nowhere")
+    assert all(part in str(refusal.value) for part in PARTS)
+
+
+def test_a_model_directory_holds_no_pickles(made: CaptionModel, tmp_path: Path) -> None:
+    save(made, str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == PARTS
+
+
+def test_features_of_the_same_encoder_are_accepted(
+    made: CaptionModel, make_identity: MakeIdentity
+) -> None:
+    made.check_encoder(make_identity(), "features")
+    made.check_encoder(make_identity(model="local-dir:moved/elsewhere"), "features")
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"weights_sha256": "f" * 64}, f"weights_sha256: {'0' * 64} against {'f' * 64}"),
+        ({"quick_gelu": True}, "quick_gelu: False against True"),
+        ({"patches": 0, "channels": 0}, "patches: 4 against 0"),
+    ],
+)
+def test_features_of_another_encoder_are_refused_by_what_differs(
+    made: CaptionModel, make_identity: MakeIdentity, change: dict[str, Any], difference: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        made.check_encoder(make_identity(model="other", **change), "/run/features")
+    message = str(refusal.value)
+    assert message.startswith("/run/features: these features are of another encoder (other, ")
+    assert message.endswith(difference)
+
+
+@pytest.mark.parametrize("made", ["additive"], indirect=True)
+def test_attention_is_told_for_every_word_and_the_end(made: CaptionModel) -> None:
+    captions = ["a dog runs", "two cat", ""]
+    looks = made.attention(*features(3), captions)
+    assert [words for words, _ in looks] == [
+        ["a", "dog", "runs", "<EOS>"],
+        ["two", "cat", "<EOS>"],
+        ["<EOS>"],
+    ]
+    for words, weights in looks:
+        assert weights.shape == (len(words), 4)
+        np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("made", ["additive"], indirect=True)
+def test_attention_is_that_of_the_image_the_caption_belongs_to(made: CaptionModel) -> None:
+    embedding, tokens = features(3)
+    looks = made.attention(embedding, tokens, ["a dog"] * 3)
+    alone = made.attention(embedding[2:], tokens[2:], ["a dog"])
+    np.testing.assert_allclose(looks[2][1], alone[0][1], rtol=1e-5)
+    assert not np.allclose(looks[0][1], looks[2][1], rtol=1e-3)
