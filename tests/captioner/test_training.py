@@ -197,6 +197,7 @@ def test_gradients_are_clipped_to_the_given_norm() -> None:
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
 
+@torch.no_grad()
 def test_validation_changes_no_weights_and_turns_dropout_off() -> None:
     decoder = make_decoder()
     decoder.dropout.p = 0.5
