@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
 import ray.data
 from ray.data import DataContext, Dataset
 from ray.data.checkpoint import CheckpointConfig
@@ -44,9 +46,10 @@ def run(
     ``build`` makes the rows; it is given the ``progress.Tally`` that its actors report to.
     Returns the counts, which are checked against ``total``.
     """
-    done = features.count(target).rows if storage.exists(target) else 0
+    checkpoints = f"{target}.checkpoints"
+    done = rows_written(checkpoints)
     started = time.monotonic()
-    with progress.show(what, total - done) as tally, _resumable(f"{target}.checkpoints"):
+    with progress.show(what, total - done) as tally, _resumable(checkpoints):
         _write(build(tally), target, schema, rows_per_file)
     seconds = time.monotonic() - started
     counts = features.count(target)
@@ -59,6 +62,18 @@ def run(
         "seconds": round(seconds, 1),
         "images_per_second": round((total - done) / seconds, 1),
     }
+
+
+def rows_written(checkpoints: str) -> int:
+    """Rows whose file is whole, by Ray's checkpoints. After a crash the target itself may hold
+    half a file as well, which Ray deletes as the next run starts."""
+    filesystem, path = storage.arrow_filesystem(checkpoints)
+    files = filesystem.get_file_info(pa.fs.FileSelector(path, allow_not_found=True))
+    return sum(
+        pq.read_metadata(file.path, filesystem=filesystem).num_rows
+        for file in files
+        if file.path.endswith(".parquet") and not file.path.endswith(".pending.parquet")
+    )
 
 
 def describe(what: str, summary: dict[str, Any]) -> str:

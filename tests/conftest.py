@@ -96,6 +96,14 @@ def finished_run(_finished: tuple[Path, str], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def extracted_run(finished_run: Path) -> Path:
+    """A run directory whose next stage is training."""
+    for later in ("model", "checkpoints", "captions", "captions.checkpoints"):
+        shutil.rmtree(finished_run / later)
+    return finished_run
+
+
+@pytest.fixture
 def finished_output(_finished: tuple[Path, str]) -> str:
     """What the command line said as it made ``finished_run``."""
     return _finished[1]

@@ -43,7 +43,11 @@ TOWERS: dict[str, tuple[dict[str, Any], int, int]] = {
     "vit with average pooling": ({**VIT, "pool_type": "avg"}, 16, 32),
     "modified resnet": (RESNET, 4, 256),
     "timm vit": (timm("test_vit", timm_pool="token", image_size=160), 100, 64),
-    "timm vit, four registers": (timm("test_vit2", timm_pool="", image_size=160), 100, 64),
+    "timm vit without a class token": (
+        timm("test_vit_relpos", timm_pool="", image_size=160),
+        100,
+        96,
+    ),
     "timm efficientnet": (timm("test_efficientnet"), 4, 256),
     "timm resnet, classifier as projection": (timm("test_resnet", timm_proj=None), 4, 96),
     "timm mambaout, channels last": (timm("test_mambaout", timm_proj=None), 4, 64),

@@ -84,6 +84,33 @@ def test_teacher_forcing_equals_going_step_by_step(layers: int, attention: bool)
 
 
 @every_shape
+@torch.no_grad()
+def test_the_decoder_computes_what_its_module_says(layers: int, attention: bool) -> None:
+    """One image, one caption, word by word and layer by layer, in so many words."""
+    decoder = make(layers, attention)
+    embedding, tokens = features(1)
+    words = random_words(1, 1, 4)
+    seen = decoder.embedding_norm(embedding[0])
+    hidden = list(torch.tanh(decoder.first_hidden(seen)).view(layers, 7))
+    cell = list(decoder.first_cell(seen).view(layers, 7))
+    expected = []
+    for word in words[0, 0]:
+        context = torch.zeros(0)
+        if decoder.attention is not None:
+            values = decoder.value(decoder.token_norm(tokens[0]))
+            keys, query = decoder.attention.key(values), decoder.attention.query(hidden[-1])
+            scores = decoder.attention.score(torch.tanh(keys + query)).squeeze(-1)
+            context = scores.softmax(0) @ values
+        below = torch.cat([decoder.words.weight[word], context])
+        for layer, lstm in enumerate(decoder.cells):
+            hidden[layer], cell[layer] = lstm(below, (hidden[layer], cell[layer]))
+            below = hidden[layer]
+        expected.append(decoder.output(torch.cat([hidden[-1], context])))
+    logits, _ = decoder(embedding, tokens, words)
+    torch.testing.assert_close(logits[0, 0], torch.stack(expected))
+
+
+@every_shape
 def test_captions_of_an_image_share_its_features_as_if_it_stood_there_for_each(
     layers: int, attention: bool
 ) -> None:

@@ -149,6 +149,20 @@ def test_attention_is_told_for_every_word_and_the_end(made: CaptionModel) -> Non
 
 
 @pytest.mark.parametrize("made", ["additive"], indirect=True)
+def test_attention_is_what_the_decoder_looked_at_before_each_word(made: CaptionModel) -> None:
+    embedding, tokens = features(1)
+    ((words, weights),) = made.attention(embedding, tokens, ["two cat sleeps"])
+    assert len(words) == 4
+    with torch.inference_mode():
+        memory = made.decoder.memory(torch.tensor(embedding).float(), torch.tensor(tokens).float())
+        state = made.decoder.start(memory, rows=1)
+        for row, word in enumerate(["<SOS>", "two", "cat", "sleeps"]):
+            number = torch.tensor([[made.vocabulary.words.index(word)]])
+            _, state, look = made.decoder.step(number, state, memory)
+            np.testing.assert_allclose(weights[row], look[0, 0].numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("made", ["additive"], indirect=True)
 def test_attention_is_that_of_the_image_the_caption_belongs_to(made: CaptionModel) -> None:
     embedding, tokens = features(3)
     looks = made.attention(embedding, tokens, ["a dog"] * 3)

@@ -45,12 +45,15 @@ def test_a_file_is_described(tmp_path: Path) -> None:
     assert file.modified == datetime.datetime.fromtimestamp(1_000_000, datetime.UTC)
 
 
-def test_the_order_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
-    names = ["c/2.jpg", "a.jpg", "b/9.jpg", "c/1.jpg", "z.jpg", "b/0/5.jpg"]
-    fill(tmp_path / "one", *names)
-    fill(tmp_path / "two", *reversed(names))
-    first, second = ids(tmp_path / "one")[0], ids(tmp_path / "two")[0]
-    assert first == second == ["a.jpg", "z.jpg", "b/9.jpg", "b/0/5.jpg", "c/1.jpg", "c/2.jpg"]
+def test_the_order_is_that_of_the_names_and_not_of_creation(tmp_path: Path) -> None:
+    folders = [f"{letter}{number}" for letter in "qdwmbzkafx" for number in (2, 1)]
+    fill(tmp_path, "z.jpg", "a.jpg", *(f"{folder}/{n}.jpg" for folder in folders for n in (3, 1)))
+    fill(tmp_path, "b2/deep/5.jpg")
+    expected = ["a.jpg", "z.jpg"]
+    for folder in sorted(folders):
+        expected += [f"{folder}/1.jpg", f"{folder}/3.jpg"]
+        expected += ["b2/deep/5.jpg"] if folder == "b2" else []
+    assert ids(tmp_path)[0] == expected
 
 
 def test_a_trailing_slash_and_a_relative_path_change_nothing(
