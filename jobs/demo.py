@@ -10,7 +10,7 @@ import jobs
 from captioner import config as configuration
 from captioner import manifest, scenes, storage
 from captioner.config import JobConfig
-from jobs import pipeline, score
+from jobs import pipeline
 
 CONFIGS = Path(jobs.__file__).parent.parent / "configs"
 BANNER = (
@@ -33,7 +33,6 @@ def demo(out: str, count: int, overrides: tuple[str, ...]) -> None:
     if not (data / "captions.txt").exists():
         scenes.write(data, count, seed=0)
     pipeline.run(config)
-    click.echo("\n" + score.describe(pipeline.outcome(config)))
     click.echo("\n" + examples(config, 5))
     click.echo(f"\n{BANNER}\nreport: {config.at('report.html')}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import click
 import yaml
@@ -136,8 +135,3 @@ def _report(config: JobConfig) -> str:
     from captioner import report
 
     return f"report: {report.write(config)}"
-
-
-def outcome(config: JobConfig) -> dict[str, Any]:
-    """The scores of a run."""
-    return dict(storage.read_json(config.at("metrics.json")))
