@@ -28,6 +28,12 @@ class EncoderIdentity:
         return self.pretrained != "none"
 
     @property
+    def name(self) -> str:
+        """The model's name; of a ``local-dir:`` model the directory's name, without its path."""
+        path = self.model.removeprefix("local-dir:")
+        return self.model if path == self.model else path.rstrip("/").rpartition("/")[2]
+
+    @property
     def bytes_per_image(self) -> int:
         """Of float16 features, before compression."""
         return 2 * (self.embedding_size + self.patches * self.channels)
@@ -38,7 +44,7 @@ class EncoderIdentity:
             f"weights {self.pretrained}" if self.has_real_weights else "RANDOM WEIGHTS (untrained)"
         )
         tokens = f", {self.patches} tokens of {self.channels}" if self.patches else ""
-        return f"{self.model}, {weights}, embedding {self.embedding_size}{tokens}"
+        return f"{self.name}, {weights}, embedding {self.embedding_size}{tokens}"
 
     def difference(self, other: EncoderIdentity) -> str | None:
         """Why features of ``other`` do not fit a model made with this encoder; None: they do."""

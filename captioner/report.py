@@ -262,7 +262,7 @@ def _curves(history: Sequence[dict[str, Any]], best_epoch: int) -> Markup:
         axes.tick_params(colors=_TEXT, length=0)
         axes.grid(axis="y", color=_LINE, linewidth=0.8)
         axes.spines[:].set_visible(False)
-        axes.legend(frameon=False, labelcolor=_TEXT)
+        axes.legend(frameon=False, labelcolor=_TEXT, loc="upper right")
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()[file.getvalue().index("<svg") :]
