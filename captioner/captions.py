@@ -161,6 +161,8 @@ class Splitter:
             for name in read_list(url):
                 if listed.setdefault(name, split) != split:
                     raise InputError(f"{url}: {name} is on the {listed[name]} list too")
+        if options.lists and not listed:
+            raise InputError(f"{', '.join(options.lists.values())}: no image is on these lists")
         if not listed and file is not None:
             listed = file.splits
         self._split_of = listed

@@ -317,3 +317,9 @@ def test_names_that_no_image_asked_for_are_known() -> None:
     names.find("x/c.jpg")
     names.find("d.jpg")
     assert names.unused == {"a.jpg"}
+
+
+def test_lists_without_any_image_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"train\.txt: no image is on these lists"):
+        captions.Splitter(Split(train_list=str(tmp_path / "train.txt")), None)
