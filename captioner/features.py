@@ -14,12 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-import captioner
 from captioner import manifest, storage
 from captioner.errors import InputError
-from captioner.identity import EncoderIdentity
-
-_METADATA_KEY = b"captioner.encoder"
+from captioner.identity import METADATA_KEY, EncoderIdentity
 
 
 def schema(identity: EncoderIdentity) -> pa.Schema:
@@ -37,13 +34,7 @@ def schema(identity: EncoderIdentity) -> pa.Schema:
         shape = (identity.patches, identity.channels)
         fields.append(pa.field("tokens", pa.fixed_shape_tensor(pa.float16(), shape)))
     fields.append(pa.field("error", pa.string()))  # null, or why there are no features
-    return pa.schema(
-        fields,
-        metadata={
-            _METADATA_KEY: json.dumps(identity.to_dict()),
-            b"captioner.version": captioner.__version__,
-        },
-    )
+    return pa.schema(fields, metadata=identity.metadata())
 
 
 def column(values: NDArray[np.float16], valid: NDArray[np.bool_], type_: pa.DataType) -> pa.Array:
@@ -91,9 +82,9 @@ def read_identity(url: str) -> EncoderIdentity:
         raise InputError(f"{url}: no Parquet files here; run `captioner extract` first")
     filesystem, _ = storage.arrow_filesystem(url)
     metadata = pq.read_schema(files[0], filesystem=filesystem).metadata or {}
-    if _METADATA_KEY not in metadata:
+    if METADATA_KEY not in metadata:
         raise InputError(f"{files[0]}: not a feature shard: its metadata names no encoder")
-    return EncoderIdentity.from_dict(json.loads(metadata[_METADATA_KEY]))
+    return EncoderIdentity.from_dict(json.loads(metadata[METADATA_KEY]))
 
 
 @dataclass(frozen=True)

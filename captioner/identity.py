@@ -3,10 +3,18 @@ features need not import open_clip."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from captioner import __version__
 from captioner.images import Preprocessing
+
+METADATA_KEY = b"captioner.encoder"  # of feature and caption shards
+RANDOM_WEIGHTS = (
+    "WARNING: the encoder has RANDOM WEIGHTS (encoder.pretrained: none). "
+    "What it makes shows that the jobs work, not how good they are."
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,10 @@ class EncoderIdentity:
             if mine[key] != theirs[key]:
                 return f"{key}: {mine[key]} against {theirs[key]}"
         return None
+
+    def metadata(self) -> dict[bytes, str]:
+        """What the files of features and captions made with this tower carry about it."""
+        return {METADATA_KEY: json.dumps(self.to_dict()), b"captioner.version": __version__}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -38,6 +38,7 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     """Caption the feature shards of a run: the images of ``caption.splits``."""
     identity = features.read_identity(config.at("features"))
     CaptionModel.load(model_url).check_encoder(identity, config.at("features"))
+    schema = SCHEMA.with_metadata(identity.metadata())
     splits = list(config.caption.splits)
     total = manifest.count(config.at("features"), splits)
     if not total:
@@ -50,13 +51,14 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
             blocks.of_splits, fn_args=(splits,), batch_size=None, batch_format="pyarrow"
         )
 
-    return _caption(config, model_url, None, rows, total)
+    return _caption(config, model_url, None, rows, total, schema)
 
 
 def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
     """Caption the images of a manifest without features on disk: encode and search in one."""
     encoder = Encoder(config.encoder).identity
     CaptionModel.load(model_url).check_encoder(encoder, config.encoder.model)
+    schema = SCHEMA.with_metadata(encoder.metadata())
 
     def rows() -> Dataset:
         url, size = config.at("manifest"), config.cluster.rows_per_block
@@ -64,7 +66,7 @@ def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
         return stream.decoded(images, encoder.preprocessing, config.image, config.cluster)
 
     total = manifest.count(config.at("manifest"))
-    return _caption(config, model_url, config.encoder, rows, total)
+    return _caption(config, model_url, config.encoder, rows, total, schema)
 
 
 def _caption(
@@ -73,6 +75,7 @@ def _caption(
     encoder: EncoderOptions | None,
     rows: Callable[[], Dataset],
     total: int,
+    schema: pa.Schema,
 ) -> dict[str, Any]:
     session.start(config.cluster)
     pool = session.encoders(config.cluster)
@@ -89,7 +92,7 @@ def _caption(
         )
 
     target = config.at("captions")
-    summary = stream.run("caption", target, total, SCHEMA, config.caption.rows_per_file, build)
+    summary = stream.run("caption", target, total, schema, config.caption.rows_per_file, build)
     if config.caption.json_lines:
         write_json_lines(target, config.at("captions.jsonl"))
     storage.write_summary(target, summary)

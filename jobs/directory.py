@@ -35,7 +35,7 @@ def caption(
     if captions:
         lines.append(score.describe(score.score(config, model)))
     lines.append(f"captions: {config.at('captions')}")
-    return "\n".join(lines)
+    return pipeline.with_warning(config, "\n".join(lines))
 
 
 def job_config(

@@ -11,6 +11,7 @@ from captioner import config as configuration
 from captioner import storage
 from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError
+from captioner.identity import RANDOM_WEIGHTS
 
 # What each stage leaves in the run directory; its last file marks it as done.
 _OUTPUTS = {
@@ -42,7 +43,13 @@ def run_stage(config: JobConfig, stage: str) -> str:
     for before in STAGES[: STAGES.index(stage)]:
         if not is_done(config, before):
             raise InputError(f"{config.at()}: {stage} needs {before}, which is not done here yet")
-    return _stage_function(stage)(config)
+    return with_warning(config, _stage_function(stage)(config))
+
+
+def with_warning(config: JobConfig, result: str) -> str:
+    """The result, with a warning where nothing that follows from it can mean anything."""
+    random = config.encoder.pretrained == "none"
+    return f"{result}\n{RANDOM_WEIGHTS}" if random else result
 
 
 def is_done(config: JobConfig, stage: str) -> bool:

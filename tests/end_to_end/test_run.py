@@ -38,6 +38,9 @@ def test_run_takes_a_configuration_through_all_stages(
     assert metrics["one_reference"]["bleu_1"] <= metrics["all_references"]["bleu_1"]
     page = (run / "report.html").read_text()
     assert "random" in page.lower()  # the encoder's weights: every output says so
+    assert finished_output.count("RANDOM WEIGHTS") == 6
+    metadata = manifest.dataset(str(run / "captions")).schema.metadata
+    assert json.loads(metadata[b"captioner.encoder"])["pretrained"] == "none"
     assert "BLEU-4" in finished_output
 
 
