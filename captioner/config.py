@@ -80,6 +80,11 @@ class Image(Section):
     max_bytes: Positive = 256 * 1024 * 1024
     # Pillow itself refuses images of more than 178,956,970 pixels.
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 120_000_000
+    scaled_decode: bool = False
+    """Decode large JPEGs at a half, a quarter or an eighth, the nearest that is not smaller than
+    what the encoder needs. Faster; the pixels, and with them the features, change a little."""
+    max_error_rate: Fraction = 0.05
+    """A job stops once more of its images have failed than this, after enough of them to tell."""
 
 
 class Encoder(Section):
@@ -95,6 +100,8 @@ class Encoder(Section):
     tokens: bool = True
     """Write the patch tokens too; attention needs them."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    compile: bool = False
+    """Run the tower through torch.compile: minutes of start-up for a faster steady state."""
     batch_size: Positive = 64
 
     @field_validator("model")
@@ -223,6 +230,7 @@ _STAGE_OF_SECTION = {
 }
 # Speed and layout only: the same rows come out whatever these say.
 _FREE = {"name", "run", "cluster", "encoder.batch_size", "features.rows_per_file"}
+_FREE |= {"encoder.compile", "image.max_error_rate"}
 _FREE |= {"caption.batch_size", "caption.rows_per_file"}
 
 

@@ -23,6 +23,7 @@ def schema(identity: EncoderIdentity) -> pa.Schema:
     """Columns of a feature shard made by this encoder."""
     fields = [
         pa.field("image_id", pa.string()),
+        pa.field("serial", pa.int64()),  # of this version of the image, as in the manifest
         pa.field("uri", pa.string()),
         pa.field("split", pa.string()),
         pa.field("captions", pa.list_(pa.string())),
