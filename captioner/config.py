@@ -1,7 +1,7 @@
 """Typed job configuration: read from YAML, overridable by ``key=value``, unknown keys refused.
 
-A configuration has one section for each stage of a run. ``changed_sections`` tells which
-results a change would make stale, so that a run directory never mixes two configurations.
+A configuration has one section for each stage of a run. ``differences`` tells which changes
+would make results stale, so that a run directory never mixes two configurations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Positive = Annotated[int, Field(ge=1)]
 Url = Annotated[str, AfterValidator(storage.resolve)]
 
 # Not photographs for certain. Everything else is opened, and its bytes decide.
-_NOT_IMAGES = "txt json jsonl csv tsv parquet md html xml yaml yml py npy zip gz"
+_NOT_IMAGES = "txt json jsonl csv tsv parquet md html xml yaml yml py npy cls tar zip gz"
 NOT_IMAGES = [f"*.{suffix}" for suffix in _NOT_IMAGES.split(" ")]
 
 
@@ -42,12 +42,25 @@ class Source(Section):
     """Where the images and their reference captions are."""
 
     images: Url
-    """A directory tree: a local path or any fsspec URL."""
+    """Local path, fsspec URL or, for shards, a glob such as ``s3://bucket/*.tar``."""
+    format: Literal["auto", "directory", "webdataset", "parquet", "list"] = "auto"
+    """A directory tree; WebDataset tar shards; Parquet with image bytes; or a list of URIs, as
+    text or Parquet. ``auto`` goes by the name: tar, parquet, txt, else a directory."""
     captions: Url | None = None
     """A captions file, or none: then there is nothing to train on or to score against."""
     captions_format: Literal["auto", "csv", "karpathy", "coco"] = "auto"
     include: list[str] = ["*"]
+    """Globs over file names; over paths relative to ``images`` where they contain a slash."""
     exclude: list[str] = NOT_IMAGES
+    image_column: str | None = None
+    """Of Parquet: image bytes, or URIs. None: the first of the usual names that is there."""
+    caption_column: str | None = None
+    key_column: str | None = None
+    allow_http: bool = False
+    """Whether a list of URIs may have ``http://`` and ``https://``."""
+    max_deleted: Fraction = 0.5
+    """Listing again fails if more of the known images than this are gone: more often than not it
+    is a disk that is not mounted."""
 
 
 class Split(Section):
@@ -177,8 +190,12 @@ class Cluster(Section):
 
     address: str | None = None
     """A Ray cluster; none starts Ray on this machine."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """What encoders run on; auto: GPUs where the cluster has any."""
     encoders: Positive | None = None
-    """Encoder (and search) actors; none: one for each GPU, or one where there is no GPU."""
+    """Encoder (and search) actors; none: one for each GPU, or one a node where there is none."""
+    patience: Annotated[float, Field(ge=0.0)] = 30.0
+    """Seconds to wait for the cluster to be large enough; longer where it grows by itself."""
     train_workers: Positive = 1
     decode_cpus: Annotated[float, Field(gt=0.0)] = 1.0
     """Logical CPUs that a decoding task claims."""
@@ -230,7 +247,7 @@ _STAGE_OF_SECTION = {
 }
 # Speed and layout only: the same rows come out whatever these say.
 _FREE = {"name", "run", "cluster", "encoder.batch_size", "features.rows_per_file"}
-_FREE |= {"encoder.compile", "image.max_error_rate"}
+_FREE |= {"encoder.compile", "image.max_error_rate", "source.max_deleted"}
 _FREE |= {"caption.batch_size", "caption.rows_per_file"}
 
 

@@ -1,8 +1,26 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read. The command line prints them without a traceback
+and exits with their status."""
 
 
 class InputError(Exception):
-    """Bad input: the message names the file or field, what is wrong, and the way out.
+    """Bad input: the message names the file or field, what is wrong, and the way out."""
 
-    The command line prints it without a traceback and exits with status 2.
-    """
+    status = 2
+
+
+class ErrorRateExceeded(InputError):
+    """More images of a job have failed than its configuration allows. What is done stays done."""
+
+    status = 3
+
+
+class CannotSchedule(InputError):
+    """The cluster can never have what the job asks of it."""
+
+    status = 4
+
+
+class StorageUnavailable(InputError):
+    """A storage did not answer for minutes. The same command later goes on."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h

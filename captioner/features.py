@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -86,6 +87,19 @@ def read_identity(url: str) -> EncoderIdentity:
     if METADATA_KEY not in metadata:
         raise InputError(f"{files[0]}: not a feature shard: its metadata names no encoder")
     return EncoderIdentity.from_dict(json.loads(metadata[METADATA_KEY]))
+
+
+def failed(url: str, but: str) -> NDArray[np.int64]:
+    """The serials of rows of feature or caption shards with an error other than ``but``."""
+    wanted = pc.is_valid(pc.field("error")) & (pc.field("error") != but)
+    found = manifest.dataset(url).to_table(columns=["serial"], filter=wanted)["serial"]
+    serials: NDArray[np.int64] = found.to_numpy()
+    return serials
+
+
+def count_rows(url: str) -> int:
+    """Rows of a directory of shards, from their footers; 0 where there is none yet."""
+    return manifest.count(url) if storage.exists(url) else 0
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,36 @@
-"""The manifest: one Parquet row for each image of a source, written once, read by every job."""
+"""The manifest: one Parquet row for each image of a source, read by every job.
+
+Each version of an image has a serial number, given when a listing first finds it: a new or a
+changed image has a number above all earlier ones. So what a job has to do is what stands above
+the number that it did last, and a result whose number the manifest no longer has is out of date.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from captioner import storage
 
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # path relative to the source's root
+        pa.field("serial", pa.int64(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("size", pa.int64()),  # bytes
+        pa.field("offset", pa.int64()),  # of the first byte, where uri is a tar shard
+        pa.field("row", pa.int64()),  # where uri is a Parquet file
+        pa.field("size", pa.int64()),  # bytes; null: not known before it is read
         pa.field("modified", pa.timestamp("us", tz="UTC")),
+        pa.field("etag", pa.string()),
+        pa.field("deleted", pa.timestamp("us", tz="UTC")),  # when it was found gone, or null
         pa.field("split", pa.string()),  # train, val, test, or null: on no list
         pa.field("captions", pa.list_(pa.string())),  # may be empty
     ]
@@ -24,15 +38,197 @@ SCHEMA = pa.schema(
 ROWS_PER_FILE = 100_000
 
 
+class Update:
+    """Compares a new listing with the present manifest, image by image, in one pass over both.
+
+    Both are sorted by ``image_id``, so that only one file's worth of either is held.
+    """
+
+    def __init__(self, url: str, now: datetime.datetime) -> None:
+        summary = storage.read_summary(url)
+        self.serial = summary["serial"] if summary else -1  # the last one given
+        self.new = self.changed = self.deleted = self.unchanged = 0
+        self._before = _files_of(url) if summary else iter(())
+        self._pending = SCHEMA.empty_table()
+        self._now = now
+
+    def apply(self, found: pa.Table) -> pa.Table:
+        """The next rows of the listing, as ``SCHEMA`` but without serials -> manifest rows.
+
+        Images of the present manifest that come before the last of these and are not among them
+        are marked as deleted.
+        """
+        return self._merge(found, self._up_to(found["image_id"][-1].as_py()))
+
+    def finish(self) -> pa.Table:
+        """What is left of the present manifest: all gone."""
+        return self._merge(SCHEMA.empty_table(), self._up_to(None))
+
+    def _up_to(self, last: str | None) -> pa.Table:
+        tables = [self._pending]
+        for table in self._before:
+            tables.append(table)
+            if last is not None and table["image_id"][-1].as_py() > last:
+                break
+        known = pa.concat_tables(tables)
+        if last is None:
+            return known
+        inside = pc.less_equal(known["image_id"], last)
+        self._pending = known.filter(pc.invert(inside))
+        return known.filter(inside)
+
+    def _merge(self, found: pa.Table, known: pa.Table) -> pa.Table:
+        match = pc.index_in(found["image_id"], value_set=known["image_id"].combine_chunks())
+        present = known.take(match)  # null rows for images that are new
+        same = pc.fill_null(_same(found, present), False).to_numpy(zero_copy_only=False)
+        serials = np.where(same, pc.fill_null(present["serial"], -1).to_numpy(), 0)
+        serials[~same] = self._next(int((~same).sum()))
+        rows = [_with(found, "serial", pa.array(serials, pa.int64()))]
+        self.new += match.null_count
+        self.unchanged += int(same.sum())
+        self.changed += len(found) - match.null_count - int(same.sum())
+
+        missing = pc.invert(pc.is_in(known["image_id"], value_set=found["image_id"]))
+        gone = known.filter(missing)
+        before = gone.filter(pc.is_valid(gone["deleted"]))
+        now = gone.filter(pc.is_null(gone["deleted"]))
+        self.deleted += len(now)
+        now = _with(now, "serial", pa.array(self._next(len(now)), pa.int64()))
+        now = _with(now, "deleted", pa.array([self._now] * len(now), SCHEMA.field("deleted").type))
+        return pa.concat_tables([*rows, before, now]).sort_by("image_id")
+
+    def _next(self, count: int) -> NDArray[np.int64]:
+        first = self.serial + 1
+        self.serial += count
+        return np.arange(first, first + count)
+
+
+def _same(found: pa.Table, present: pa.Table) -> pa.Array:
+    """Whether what is known of an image still holds; null or False where it has changed."""
+    same = pc.and_(pc.is_valid(present["image_id"]), pc.is_null(present["deleted"]))
+    for name in ("uri", "offset", "row", "size", "split"):
+        same = pc.and_(same, _equal(found[name], present[name]))
+    # An ETag stands for the content; a file copied again has another time of modification.
+    tagged = pc.and_(pc.is_valid(found["etag"]), pc.is_valid(present["etag"]))
+    version = pc.if_else(
+        tagged,
+        _equal(found["etag"], present["etag"]),
+        _equal(found["modified"], present["modified"]),
+    )
+    captions = pa.array(
+        [a == b for a, b in zip(found["captions"].to_pylist(), present["captions"].to_pylist())],
+        pa.bool_(),
+    )
+    return pc.and_(pc.and_(same, version), captions)
+
+
+def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Equal, where null equals null."""
+    both_null = pc.and_(pc.is_null(left), pc.is_null(right))
+    return pc.or_(pc.fill_null(pc.equal(left, right), False), both_null)
+
+
+def _with(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), values)
+
+
+class Writer:
+    """Writes a manifest beside the present one, and puts it in its place when it is whole."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._next = url, f"{url}.next"
+        storage.remove(self._next)
+        self._filesystem, self._path = storage.arrow_filesystem(self._next)
+        self._filesystem.create_dir(self._path, recursive=True)
+        summary = storage.read_summary(url)
+        self._generation = summary["generation"] + 1 if summary else 0
+        self._files = 0
+        self._pending: list[pa.Table] = []
+        self.rows = 0
+
+    def add(self, rows: pa.Table) -> None:
+        """Rows in ascending order of ``image_id``."""
+        self._pending.append(rows)
+        if sum(map(len, self._pending)) >= ROWS_PER_FILE:
+            self._write()
+
+    def commit(self, summary: dict[str, Any]) -> None:
+        """Make this the manifest. After a crash in the middle, ``recover`` completes it."""
+        if any(map(len, self._pending)):
+            self._write()
+        summary = {**summary, "rows": self.rows, "generation": self._generation}
+        storage.write_summary(self._next, summary)
+        recover(self._url)
+
+    def _write(self) -> None:
+        rows = pa.concat_tables(self._pending).combine_chunks()
+        name = f"part-{self._generation:06d}-{self._files:06d}.parquet"
+        pq.write_table(
+            rows, f"{self._path}/{name}", filesystem=self._filesystem, compression="zstd"
+        )
+        self._pending = []
+        self._files += 1
+        self.rows += len(rows)
+
+
+def recover(url: str) -> None:
+    """Put a whole new manifest in the place of the old one. Twice is once."""
+    summary = storage.read_summary(f"{url}.next")
+    if summary is None:
+        return
+    fs, path = storage.filesystem(url)
+    fs.makedirs(path, exist_ok=True)
+    prefix = f"part-{summary['generation']:06d}-"
+    for old in fs.ls(path, detail=False):
+        name = old.rpartition("/")[2]
+        if name.startswith("part-") and not name.startswith(prefix):
+            fs.rm_file(old)
+    for new in sorted(fs.ls(f"{path}.next", detail=False)):
+        name = new.rpartition("/")[2]
+        if name.startswith(prefix):
+            fs.mv(new, f"{path}/{name}")
+    storage.write_summary(url, summary)
+    storage.remove(f"{url}.next")
+
+
+def renew(url: str, serials: NDArray[np.int64]) -> int:
+    """Give images with these serials new ones, so that they are processed again.
+
+    Returns how many there were. Deleted images stay as they are.
+    """
+    summary = storage.read_summary(url)
+    assert summary is not None, f"{url}: no manifest"
+    next_serial = summary["serial"] + 1
+    # The numbers are taken first: after a crash in between some are never used, none twice.
+    storage.write_summary(url, {**summary, "serial": summary["serial"] + len(serials)})
+    fs, path = storage.filesystem(url)
+    for file in sorted(fs.glob(f"{path}/part-*.parquet")):
+        rows = pq.read_table(fs.open(file), schema=SCHEMA)
+        again = pc.and_(
+            pc.is_in(rows["serial"], value_set=pa.array(serials)), pc.is_null(rows["deleted"])
+        ).to_numpy()
+        if not again.any():
+            continue
+        numbers = rows["serial"].to_numpy().copy()
+        numbers[again] = np.arange(next_serial, next_serial + again.sum())
+        next_serial += int(again.sum())
+        table = _with(rows, "serial", pa.array(numbers))
+        storage.write_table(storage.uri(fs, file), table)
+    return int(next_serial - summary["serial"] - 1)
+
+
 def write(url: str, rows: pa.Table) -> None:
-    """Write a whole manifest, sorted by ``image_id``, replacing what was there."""
-    storage.remove(url)
-    filesystem, path = storage.arrow_filesystem(url)
-    filesystem.create_dir(path, recursive=True)
+    """Write a whole manifest at once; serials go by ``image_id``."""
     rows = rows.sort_by("image_id")
-    for number, start in enumerate(range(0, max(len(rows), 1), ROWS_PER_FILE)):
-        part = rows.slice(start, ROWS_PER_FILE)
-        pq.write_table(part, f"{path}/part-{number:05d}.parquet", filesystem=filesystem)
+    writer = Writer(url)
+    for start in range(0, len(rows), ROWS_PER_FILE):
+        writer.add(rows.slice(start, ROWS_PER_FILE))
+    writer.commit({"serial": pc.max(rows["serial"]).as_py() if len(rows) else -1})
+
+
+def _files_of(url: str) -> Iterator[pa.Table]:
+    for file in sorted(dataset(url).get_fragments(), key=lambda fragment: fragment.path):
+        yield file.to_table(schema=SCHEMA)
 
 
 def dataset(url: str) -> pyarrow.dataset.Dataset:
@@ -43,11 +239,24 @@ def dataset(url: str) -> pyarrow.dataset.Dataset:
 
 def read(url: str, columns: Sequence[str] | None = None, splits: Sequence[str] = ()) -> pa.Table:
     """Rows of a Parquet directory; of the named splits only, where any are named."""
-    wanted = pc.field("split").isin(list(splits)) if splits else None
-    return dataset(url).to_table(columns=list(columns) if columns else None, filter=wanted)
+    return dataset(url).to_table(columns=list(columns) if columns else None, filter=where(splits))
 
 
-def count(url: str, splits: Sequence[str] = ()) -> int:
-    """Rows of a Parquet directory, from the files' footers where no split is named."""
+def count(url: str, splits: Sequence[str] = (), after: int = -1) -> int:
+    """Rows of a Parquet directory, from the files' footers where nothing is asked of them."""
+    return int(dataset(url).count_rows(filter=where(splits, after)))
+
+
+def serials(url: str, splits: Sequence[str] = ()) -> NDArray[np.int64]:
+    """The serials of all rows, ascending: 8 bytes a row."""
+    found = dataset(url).to_table(columns=["serial"], filter=where(splits))["serial"]
+    return np.sort(found.to_numpy())
+
+
+def where(splits: Sequence[str] = (), after: int = -1) -> pc.Expression | None:
+    """The rows of these splits whose serial is greater than ``after``."""
     wanted = pc.field("split").isin(list(splits)) if splits else None
-    return int(dataset(url).count_rows(filter=wanted))
+    if after >= 0:
+        newer = pc.field("serial") > after
+        wanted = newer if wanted is None else wanted & newer
+    return wanted

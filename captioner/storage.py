@@ -7,7 +7,11 @@ import os
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
+
+from captioner.errors import InputError
 
 SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an underscore.
 
@@ -23,16 +27,47 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
+# The extra of this package that brings a protocol's fsspec file system.
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+    **dict.fromkeys(("http", "https"), "http"),
+}
+
+
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of ``url`` and the path inside it."""
-    fs, path = fsspec.core.url_to_fs(url)
+    """The fsspec file system of ``url`` and the path inside it.
+
+    Raises:
+        InputError: no such protocol, or the package for it is not installed.
+    """
+    # Listings must not be remembered: other processes write, and millions of names would stay.
+    options = {} if "::" in url else {"use_listings_cache": False}
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(fsspec.utils.get_protocol(url))
+        way_out = f"pip install 'captioner[{extra}]'" if extra else str(error)
+        raise InputError(f"{url}: its file system is not installed: {way_out}") from None
+    except ValueError as error:
+        raise InputError(f"{url}: {error}") from None
     return fs, path
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return "file" in fs.protocol
+
+
+def uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """The address by which any process finds ``path`` of ``fs`` again."""
+    return path if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The same as Arrow's file system, which Parquet readers and Ray Data take."""
     fs, path = filesystem(url)
-    if "file" in fs.protocol:
+    if is_local(fs):
         return pyarrow.fs.LocalFileSystem(), path
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
 
@@ -59,12 +94,19 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write a small file whole. A local reader sees the old or the new file, never half of one."""
     fs, path = filesystem(url)
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    if "file" in fs.protocol:
+    if is_local(fs):
         partial = f"{path}.partial"
         fs.pipe_file(partial, data)
         os.replace(partial, path)
     else:
         fs.pipe_file(path, data)
+
+
+def write_table(url: str, table: pa.Table, **options: Any) -> None:
+    """Write a Parquet file of moderate size whole, as ``write_bytes`` does."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", **options)
+    write_bytes(url, sink.getvalue().to_pybytes())
 
 
 def read_text(url: str) -> str:

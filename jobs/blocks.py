@@ -3,48 +3,106 @@ which takes seconds in each new worker and hundreds of megabytes."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
 
 from captioner import storage
-from captioner.config import Image
+from captioner.config import Image, Source
 from captioner.images import Decoded, Preprocessing, decode
+from captioner.reading import Bytes, Unreadable, read_images
+from captioner.sources import Part
+from captioner.sources import list_part as list_images
 from captioner.vocabulary import count_words
 
+DELETED = "deleted from the source"  # the error of a row whose image is no longer there
 
-def decode_block(rows: pa.Table, target: Preprocessing, limits: Image) -> pa.Table:
-    images = [
-        _decode_file(uri, size, target, limits)
-        for uri, size in zip(rows["uri"].to_pylist(), rows["size"].to_pylist())
-    ]
+
+def list_part(rows: pa.Table, source: Source, tally: Any) -> Iterator[pa.Table]:
+    """One part of the source -> the images in it."""
+    for row in rows.to_pylist():
+        for table in list_images(Part(**row), source):
+            tally.add.remote(table["skipped"].null_count, {})
+            yield table
+
+
+def decode_block(
+    rows: pa.Table, target: Preprocessing, limits: Image, image_column: str | None, at_once: int
+) -> Iterator[pa.Table]:
+    """Read and decode a block's images, ``at_once`` in a table."""
+    for start in range(0, len(rows), at_once):
+        some = rows.slice(start, at_once)
+        images = [
+            _decode(deleted, data, target, limits)
+            for deleted, data in zip(
+                some["deleted"].to_pylist(), read_images(some, limits.max_bytes, image_column)
+            )
+        ]
+        yield with_pixels(some, images, target)
+
+
+def _decode(deleted: datetime | None, data: Bytes, target: Preprocessing, limits: Image) -> Decoded:
+    if deleted is not None:
+        return Decoded(None, None, None, DELETED)
+    if isinstance(data, Unreadable):
+        return Decoded(None, None, None, data.reason)
+    return decode(data, target, limits.max_pixels)
+
+
+def with_pixels(rows: pa.Table, images: Sequence[Decoded], target: Preprocessing) -> pa.Table:
+    """Add ``width height error`` and ``pixels``."""
     pixels = [None if image.pixels is None else image.pixels.tobytes() for image in images]
-    binary = pa.binary(target.height * target.width * 3)
     columns: dict[str, Any] = {
         "width": pa.array([image.width for image in images], pa.int32()),
         "height": pa.array([image.height for image in images], pa.int32()),
         "error": pa.array([image.error for image in images], pa.string()),
-        "pixels": pa.array(pixels, binary),
+        "pixels": pa.array(pixels, pa.binary(target.height * target.width * 3)),
     }
     for name, column in columns.items():
         rows = rows.append_column(name, column)
     return rows
 
 
-def _decode_file(uri: str, size: int | None, target: Preprocessing, limits: Image) -> Decoded:
-    if size is not None and size > limits.max_bytes:
-        reason = f"{size:,} bytes, more than image.max_bytes {limits.max_bytes:,}"
-        return Decoded(None, None, None, reason)
-    try:
-        data = storage.read_bytes(uri)
-    except OSError as error:
-        return Decoded(None, None, None, f"{type(error).__name__}: {error}"[:200])
-    return decode(data, target, limits.max_pixels)
+def drop_outdated(rows: pa.Table, fs: Any, current: Any) -> pa.Table:
+    """Rewrite those of these Parquet files that hold rows of no ``current`` serial. Each is
+    replaced by one write, so that no reader sees an image twice or not at all."""
+    current = ray.get(current)  # shared by the tasks of a node
+    dropped = []
+    for path in rows["path"].to_pylist():
+        with fs.open(path) as file, pq.ParquetFile(file) as parquet:
+            serials = parquet.read(columns=["serial"])["serial"].to_numpy()
+            places = np.searchsorted(current, serials)
+            known = np.append(current, -1)[places] == serials
+            if not known.all():
+                table = parquet.read().filter(pa.array(known))
+                groups = parquet.metadata.row_group(0).num_rows
+                url = storage.uri(fs, path)
+                if len(table):
+                    storage.write_table(url, table, row_group_size=groups)
+                else:
+                    fs.rm_file(path)
+        dropped.append(int((~known).sum()))
+    return pa.table({"dropped": dropped})
 
 
-def of_splits(rows: pa.Table, splits: list[str]) -> pa.Table:
-    return rows.filter(pc.is_in(rows["split"], pa.array(splits)))
+def newer(rows: pa.Table, after: int, splits: list[str]) -> pa.Table:
+    """The rows whose serial is greater than ``after``; of these splits, where any are named."""
+    if after >= 0:
+        rows = rows.filter(pc.greater(rows["serial"], after))
+    return rows.filter(pc.is_in(rows["split"], pa.array(splits))) if splits else rows
+
+
+def errors_of(rows: pa.Table) -> dict[str, int]:
+    """Failed rows by the first words of their reason; an image that is gone has not failed."""
+    reasons = (reason.split(":")[0] for reason in rows["error"].drop_null().to_pylist())
+    return dict(Counter(reason for reason in reasons if reason != DELETED))
 
 
 def trainable(rows: pa.Table, split: str) -> pa.Table:

@@ -19,10 +19,12 @@ from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import Caption, CaptionModel
 from captioner.vocabulary import tokenize
 from jobs import blocks, extract, session, stream
+from jobs.progress import Reporter
 
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string()),
+        pa.field("serial", pa.int64()),  # of the version of the image, as in the manifest
         pa.field("uri", pa.string()),
         pa.field("caption", pa.string()),  # null where there is an error
         pa.field("log_probability", pa.float32()),
@@ -39,19 +41,11 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     identity = features.read_identity(config.at("features"))
     CaptionModel.load(model_url).check_encoder(identity, config.at("features"))
     schema = SCHEMA.with_metadata(identity.metadata())
-    splits = list(config.caption.splits)
-    total = manifest.count(config.at("features"), splits)
-    if not total:
-        raise InputError(f"caption.splits: no images in {', '.join(splits)}")
     columns = [name for name in features.schema(identity).names if name not in ("width", "height")]
-
-    def rows() -> Dataset:
-        shards = stream.read(config.at("features"), columns, config.cluster.rows_per_block)
-        return shards.map_batches(
-            blocks.of_splits, fn_args=(splits,), batch_size=None, batch_format="pyarrow"
-        )
-
-    return _caption(config, model_url, None, rows, total, schema)
+    rows = stream.Input(config.at("features"), columns, config.caption.splits)
+    if not manifest.count(rows.url, rows.splits):
+        raise InputError(f"caption.splits: no images in {', '.join(rows.splits)}")
+    return _caption(config, model_url, None, rows, schema, lambda shards: shards)
 
 
 def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
@@ -59,29 +53,27 @@ def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
     encoder = Encoder(config.encoder).identity
     CaptionModel.load(model_url).check_encoder(encoder, config.encoder.model)
     schema = SCHEMA.with_metadata(encoder.metadata())
+    rows = stream.Input(config.at("manifest"), extract.COLUMNS)
 
-    def rows() -> Dataset:
-        url, size = config.at("manifest"), config.cluster.rows_per_block
-        images = stream.read(url, extract.COLUMNS, size)
-        return stream.decoded(images, encoder.preprocessing, config.image, config.cluster)
+    def decoded(images: Dataset) -> Dataset:
+        return stream.decoded(images, encoder.preprocessing, config)
 
-    total = manifest.count(config.at("manifest"))
-    return _caption(config, model_url, config.encoder, rows, total, schema)
+    return _caption(config, model_url, config.encoder, rows, schema, decoded)
 
 
 def _caption(
     config: JobConfig,
     model_url: str,
     encoder: EncoderOptions | None,
-    rows: Callable[[], Dataset],
-    total: int,
+    rows: stream.Input,
     schema: pa.Schema,
+    prepared: Callable[[Dataset], Dataset],
 ) -> dict[str, Any]:
     session.start(config.cluster)
     pool = session.encoders(config.cluster)
 
-    def build(tally: Any) -> Dataset:
-        return rows().map_batches(
+    def build(images: Dataset, tally: Any) -> Dataset:
+        return prepared(images).map_batches(
             CaptionRows,
             fn_constructor_args=(storage.resolve(model_url), config.search, encoder, pool, tally),
             compute=ActorPoolStrategy(size=pool.count),
@@ -91,11 +83,10 @@ def _caption(
             num_gpus=pool.gpus,
         )
 
-    target = config.at("captions")
-    summary = stream.run("caption", target, total, schema, config.caption.rows_per_file, build)
+    target, size = config.at("captions"), config.caption.rows_per_file
+    summary = stream.run("caption", rows, target, schema, size, config, build)
     if config.caption.json_lines:
         write_json_lines(target, config.at("captions.jsonl"))
-    storage.write_summary(target, summary)
     return summary
 
 
@@ -116,10 +107,10 @@ class CaptionRows:
         pool: session.Workers,
         tally: Any,
     ) -> None:
-        torch.set_num_threads(pool.cpus)
+        torch.set_num_threads(pool.threads)
         self._model = CaptionModel.load(model_url, pool.device)
         self._encoder = Encoder(encoder, pool.device) if encoder else None
-        self._search, self._tally = search, tally
+        self._search, self._reporter = search, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         if self._encoder is not None:
@@ -136,7 +127,7 @@ class CaptionRows:
             tokens = features.to_numpy(good["tokens"]) if has_tokens else None
         found = iter(self._model.caption(embedding, tokens, self._search))
         captions = [next(found) if ok else None for ok in valid]
-        self._tally.add.remote(len(rows), extract.errors_of(rows))
+        self._reporter.add(len(rows), blocks.errors_of(rows))
         return caption_rows(rows, captions)
 
 
@@ -154,6 +145,6 @@ def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table
                 row["bleu_statistics"] = BleuStatistics.of(said, known).to_list()
         made.append(row)
     table = pa.Table.from_pylist(made, schema=SCHEMA)
-    for name in ("image_id", "uri", "error"):
+    for name in ("image_id", "serial", "uri", "error"):
         table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), rows[name])
     return table

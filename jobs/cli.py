@@ -15,14 +15,14 @@ from captioner.errors import InputError
 
 
 class Commands(click.Group):
-    """Prints an InputError as one message with status 2, and no traceback."""
+    """Prints an InputError as one message, without a traceback, and exits with its status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except InputError as error:
             click.echo(f"Error: {error}", err=True)
-            ctx.exit(2)
+            ctx.exit(error.status)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order that one uses them."""
@@ -57,6 +57,31 @@ def with_config(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+update_option = click.option(
+    "--update", is_flag=True, help="List the source again first: new, changed, deleted images."
+)
+retry_option = click.option("--retry-errors", is_flag=True, help="Try failed images again.")
+
+
+def error_rate_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--max-error-rate, as a short name for a value of the configuration."""
+
+    @click.option(
+        "--max-error-rate",
+        metavar="SHARE",
+        type=click.FloatRange(0, 1),
+        help="Stop once more of the images have failed (image.max_error_rate, 0.05).",
+    )
+    @wraps(command)
+    def wrapped(max_error_rate: float | None, **options: Any) -> None:
+        if max_error_rate is not None:
+            more = (f"image.max_error_rate={max_error_rate}",)
+            options["overrides"] = (*options["overrides"], *more)
+        command(**options)
+
+    return wrapped
+
+
 def load(config: str, overrides: tuple[str, ...]) -> JobConfig:
     in_run = storage.join(config, "config.yaml")
     if storage.exists(in_run):  # wherever the run directory has been moved to
@@ -84,9 +109,11 @@ def demo(out: str, scenes: int, overrides: tuple[str, ...]) -> None:
 
 
 @main.command()
+@error_rate_option
 @with_config
 @click.option("--redo", type=click.Choice(STAGES), help="Do this stage and all after it again.")
-def run(config: JobConfig, redo: str | None) -> None:
+@update_option
+def run(config: JobConfig, redo: str | None, update: bool) -> None:
     """Take a configuration through all stages.
 
     Stages that are done are skipped, an interrupted one goes on where it stopped.
@@ -98,20 +125,21 @@ def run(config: JobConfig, redo: str | None) -> None:
     """
     from jobs import pipeline
 
-    pipeline.run(config, redo)
+    pipeline.run(config, redo, update)
 
 
-def _stage(name: str, config: JobConfig) -> None:
+def _stage(name: str, config: JobConfig, **options: bool) -> None:
     from jobs import pipeline
 
-    pipeline.claim(config)
-    click.echo(pipeline.run_stage(config, name))
+    pipeline.run_stage(config, name, **options)
 
 
 @main.command()
 @with_config
 def index(config: JobConfig) -> None:
     """List the images, their captions and splits: the manifest.
+
+    Run again, it finds what is new, changed or deleted since.
 
     \b
     Example:
@@ -121,15 +149,21 @@ def index(config: JobConfig) -> None:
 
 
 @main.command()
+@error_rate_option
 @with_config
-def extract(config: JobConfig) -> None:
+@update_option
+@retry_option
+def extract(config: JobConfig, update: bool, retry_errors: bool) -> None:
     """Run the encoder over the manifest: the feature shards.
 
+    Run again, it encodes only what is new or has changed.
+
     \b
-    Example:
+    Examples:
       captioner extract runs/flickr8k
+      captioner extract configs/flickr8k.yaml --update    # every night
     """
-    _stage("extract", config)
+    _stage("extract", config, update=update, retry_errors=retry_errors)
 
 
 @main.command()
@@ -151,6 +185,8 @@ def train(config: JobConfig) -> None:
 @click.option("--captions", metavar="FILE", help="References to score by, with --model.")
 @click.option("--jsonl", is_flag=True, help="Write captions.jsonl beside the Parquet shards.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+@retry_option
+@error_rate_option
 def caption(
     source: str,
     model: str | None,
@@ -158,8 +194,11 @@ def caption(
     captions: str | None,
     jsonl: bool,
     overrides: tuple[str, ...],
+    retry_errors: bool,
 ) -> None:
     """Caption images: a directory with --model, or the test split of a CONFIG.
+
+    Run again, it captions only what is new or has changed.
 
     \b
     Examples:
@@ -168,15 +207,15 @@ def caption(
     """
     extra = (*overrides, "caption.json_lines=true") if jsonl else overrides
     if model is None:
-        if out or captions:
-            raise click.UsageError("--out and --captions go with --model")
+        if out or captions or retry_errors:
+            raise click.UsageError("--out, --captions and --retry-errors go with --model")
         _stage("caption", load(source, extra))
         return
     if out is None:
         raise click.UsageError("--model needs --out: where to write the captions")
     from jobs import directory
 
-    click.echo(directory.caption(source, model, out, captions, extra))
+    click.echo(directory.caption(source, model, out, captions, extra, retry_errors))
 
 
 @main.command()

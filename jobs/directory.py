@@ -10,30 +10,34 @@ from captioner import config as configuration
 from captioner import storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
-from jobs import pipeline
+from jobs import lock, pipeline
 
 
 def caption(
-    images: str, model: str, out: str, captions: str | None, overrides: tuple[str, ...]
+    images: str,
+    model: str,
+    out: str,
+    captions: str | None,
+    overrides: tuple[str, ...],
+    retry_errors: bool = False,
 ) -> str:
     """Index ``images`` into the run directory ``out`` and caption every one of them.
 
     How to encode and search stands in the model directory; ``overrides`` may change it. The
-    same call again goes on where it was interrupted.
+    same call again goes on where it was interrupted, and captions what is new.
     """
     from jobs import caption as job
     from jobs import index, score, stream
 
     config = job_config(images, model, out, captions, overrides)
-    pipeline.claim(config)
-    lines = []
-    if not pipeline.is_done(config, "index"):
-        lines.append(index.describe(index.index(config)))
-    if pipeline.is_done(config, "caption"):
-        return f"{config.at('captions')}: done before, skipped"
-    lines.append(stream.describe("caption", job.caption_images(config, model)))
-    if captions:
-        lines.append(score.describe(score.score(config, model)))
+    with lock.hold(config.at()):
+        pipeline.claim(config)
+        lines = [index.describe(index.index(config))]
+        if retry_errors:
+            lines.append(pipeline.renew_errors(config, "caption"))
+        lines.append(stream.describe("caption", job.caption_images(config, model)))
+        if captions:
+            lines.append(score.describe(score.score(config, model)))
     lines.append(f"captions: {config.at('captions')}")
     return pipeline.with_warning(config, "\n".join(lines))
 

@@ -14,19 +14,23 @@ import pyarrow as pa
 import torch
 from ray.data import ActorPoolStrategy, Dataset
 
-from captioner import features, manifest, storage
+from captioner import features
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from jobs import session, stream
+from jobs.blocks import errors_of
+from jobs.progress import Reporter
 
-COLUMNS = ["image_id", "uri", "size", "split", "captions"]
+COLUMNS = [
+    "image_id", "serial", "uri", "offset", "row", "size", "deleted", "split", "captions",
+]  # fmt: skip
 
 
 def extract(config: JobConfig) -> dict[str, Any]:
-    """Write ``features/`` for every row of the manifest and return the counts.
+    """Bring ``features/`` up to date with the manifest and return the counts.
 
-    Rows that an earlier, interrupted run has written are not encoded again.
+    Rows that an earlier run has written are not encoded again.
     """
     # The driver loads the tower too: its identity is the schema, and a missing weights file
     # stops the job here, before Ray starts.
@@ -35,9 +39,8 @@ def extract(config: JobConfig) -> dict[str, Any]:
     pool = session.encoders(config.cluster)
     schema = features.schema(identity)
 
-    def build(tally: Any) -> Dataset:
-        images = stream.read(config.at("manifest"), COLUMNS, config.cluster.rows_per_block)
-        pixels = stream.decoded(images, identity.preprocessing, config.image, config.cluster)
+    def build(images: Dataset, tally: Any) -> Dataset:
+        pixels = stream.decoded(images, identity.preprocessing, config)
         return pixels.map_batches(
             EncodeImages,
             fn_constructor_args=(config.encoder, pool, schema, tally),
@@ -48,10 +51,9 @@ def extract(config: JobConfig) -> dict[str, Any]:
             num_gpus=pool.gpus,
         )
 
-    target, total = config.at("features"), manifest.count(config.at("manifest"))
-    summary = stream.run("extract", target, total, schema, config.features.rows_per_file, build)
-    summary["encoder"] = identity.to_dict()
-    storage.write_summary(target, summary)
+    rows = stream.Input(config.at("manifest"), COLUMNS)
+    size = config.features.rows_per_file
+    summary = stream.run("extract", rows, config.at("features"), schema, size, config, build)
     return summary
 
 
@@ -61,9 +63,9 @@ class EncodeImages:
     def __init__(
         self, options: EncoderOptions, pool: session.Workers, schema: pa.Schema, tally: Any
     ) -> None:
-        torch.set_num_threads(pool.cpus)
+        torch.set_num_threads(pool.threads)
         self._encoder = Encoder(options, pool.device)
-        self._schema, self._tally = schema, tally
+        self._schema, self._reporter = schema, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         valid, pixels = valid_pixels(rows, self._encoder)
@@ -73,7 +75,7 @@ class EncodeImages:
             if values is not None:
                 type_ = self._schema.field(name).type
                 arrays[name] = features.column(values.numpy(), valid, type_)
-        self._tally.add.remote(len(rows), errors_of(rows))
+        self._reporter.add(len(rows), errors_of(rows))
         return pa.table({name: arrays[name] for name in self._schema.names}, schema=self._schema)
 
 
@@ -85,11 +87,3 @@ def valid_pixels(rows: pa.Table, encoder: Encoder) -> tuple[Any, Any]:
     width = column.type.byte_width
     values = np.frombuffer(column.buffers()[1], np.uint8, len(rows) * width, column.offset * width)
     return valid, values.reshape(len(rows), target.height, target.width, 3)[valid]
-
-
-def errors_of(rows: pa.Table) -> dict[str, int]:
-    """Failed rows by the first words of their reason."""
-    counts: dict[str, int] = {}
-    for reason in rows["error"].drop_null().to_pylist():
-        counts[reason.split(":")[0]] = counts.get(reason.split(":")[0], 0) + 1
-    return counts

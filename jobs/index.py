@@ -1,63 +1,179 @@
-"""source -> manifest: list the images, give each its captions and split, count what is odd."""
+"""source -> manifest: a Ray Data job lists the parts of the source at the same time and sorts
+what it finds; the driver compares the sorted stream with the present manifest, and writes the
+next one."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
 
-from captioner import captions, manifest, sources, storage
+from captioner import captions, manifest, sources
 from captioner.config import JobConfig
 from captioner.errors import InputError
+from jobs import blocks, progress, session, stream
+
+_ROWS = 100_000  # compared at once
 
 
 def index(config: JobConfig) -> dict[str, Any]:
-    """Write ``manifest/`` and return the counts.
+    """Write ``manifest/``, or bring it up to date, and return the counts.
 
     Raises:
-        InputError: no images, an unreadable captions file, or one name for two images.
+        InputError: no images, an unreadable captions file, one name for two images, or most of
+            the known images gone.
     """
-    source = config.source
-    file = None
-    if source.captions:
-        file = captions.read(storage.resolve(source.captions), source.captions_format)
-    names = captions.Names(list(file.captions) if file else [], source.captions or "")
-    splitter = captions.Splitter(config.split, file)
+    url = config.at("manifest")
+    manifest.recover(url)
+    assign = Assignment(config)
+    counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    rows = []
-    for image in sources.list_directory(source.images, source.include, source.exclude, skipped):
-        name = names.find(image.image_id)
-        rows.append(
-            {
-                "image_id": image.image_id,
-                "uri": image.uri,
-                "size": image.size,
-                "modified": image.modified,
-                "split": splitter.split(image.image_id),
-                "captions": file.captions[name] if file and name else [],
-            }
-        )
-    if not rows:
+    splits: Counter[str] = Counter()
+    update = manifest.Update(url, datetime.now(UTC))
+    writer = manifest.Writer(url)
+    with progress.show("index", None) as tally:
+        for found in listing(config, tally, skipped):
+            rows = assign(found)
+            counts["images"] += len(rows)
+            counts["bytes"] += pc.sum(rows["size"]).as_py() or 0
+            texts = pc.list_value_length(rows["captions"])
+            counts["captions"] += pc.sum(texts).as_py()
+            counts["images_without_captions"] += pc.sum(pc.equal(texts, 0)).as_py()
+            splits.update(rows["split"].to_pylist())
+            writer.add(update.apply(rows))
+        writer.add(update.finish())
+    _check(config, counts["images"], update, skipped)
+    summary = {
+        **{name: counts[name] for name in ("images", "bytes", "captions")},
+        "images_without_captions": counts["images_without_captions"] if assign.file else 0,
+        "captioned_images_not_there": len(assign.names.unused),
+        "listed_images_not_there": len(assign.splitter.unused),
+        "splits": {split or "on no list": splits[split] for split in sorted(splits, key=str)},
+        "skipped": dict(skipped),
+        "serial": update.serial,
+        "changes": {
+            name: getattr(update, name) for name in ("new", "changed", "deleted", "unchanged")
+        },
+    }
+    writer.commit(summary)
+    return summary
+
+
+def listing(config: JobConfig, tally: Any, skipped: Counter[str]) -> Iterator[pa.Table]:
+    """The images of the source in ascending order of their ids. Counts what was skipped.
+
+    Raises:
+        InputError: two files with the same id.
+    """
+    parts = sources.parts(config.source)
+    session.start(config.cluster)
+    dataset = ray.data.from_items([vars(part) for part in parts]).map_batches(
+        blocks.list_part,
+        fn_args=(config.source, tally),
+        batch_size=1,
+        batch_format="pyarrow",
+    )
+    last: pa.Table | None = None
+    with stream.readable_errors():
+        for table in dataset.sort("image_id").iter_batches(
+            batch_size=_ROWS, batch_format="pyarrow"
+        ):
+            reasons = table.filter(pc.is_valid(table["skipped"]))
+            for reason, times in zip(reasons["skipped"].to_pylist(), reasons["times"].to_pylist()):
+                skipped[reason] += times
+            images = table.filter(pc.is_null(table["skipped"]))
+            if len(images):
+                images, repeated = _each_once(images, last)
+                if repeated:
+                    skipped["listed more than once"] += repeated
+                last = images.slice(len(images) - 1) if len(images) else last
+                yield from [images] if len(images) else []
+
+
+def _each_once(images: pa.Table, last: pa.Table | None) -> tuple[pa.Table, int]:
+    """Leave out images that the source lists again; ``last`` is the one before these.
+
+    Raises:
+        InputError: one id for two files.
+    """
+    rows = images if last is None else pa.concat_tables([last, images])
+    ids = rows["image_id"].combine_chunks()
+    equal = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
+    for place in equal.nonzero()[0].tolist():
+        one, other = rows.slice(place, 2).select(["uri", "offset", "row"]).to_pylist()
+        if one != other:
+            raise InputError(
+                f"two images have the id {ids[place].as_py()}: {_place(one)} and {_place(other)}. "
+                "Ids must be unique: see source.key_column, or leave one out with source.exclude"
+            )
+    first = [] if last is not None else [True]
+    return images.filter(pa.array([*first, *(~equal)], pa.bool_())), int(equal.sum())
+
+
+def _place(row: dict[str, Any]) -> str:
+    inside = row["offset"] if row["row"] is None else row["row"]
+    return row["uri"] if inside is None else f"{row['uri']} at {inside}"
+
+
+class Assignment:
+    """Gives each image its captions and its split."""
+
+    def __init__(self, config: JobConfig) -> None:
+        source = config.source
+        self.file = None
+        if source.captions:
+            self.file = captions.read(source.captions, source.captions_format)
+        known = list(self.file.captions) if self.file else []
+        self.names = captions.Names(known, source.captions or "")
+        self.splitter = captions.Splitter(config.split, self.file)
+
+    def __call__(self, found: pa.Table) -> pa.Table:
+        """Rows of a listing -> rows of a manifest, without serials yet."""
+        ids = found["image_id"].to_pylist()
+        texts = [known or [] for known in found["captions"].to_pylist()]
+        if self.file:
+            names = [self.names.find(image_id) for image_id in ids]
+            captions_of = self.file.captions
+            texts = [captions_of[name] if name else own for name, own in zip(names, texts)]
+        columns = {
+            "captions": texts,
+            "split": [self.splitter.split(image_id) for image_id in ids],
+            "serial": pa.array([0] * len(ids), pa.int64()),
+            "deleted": pa.nulls(len(ids), manifest.SCHEMA.field("deleted").type),
+        }
+        arrays = [
+            columns[field.name] if field.name in columns else found[field.name]
+            for field in manifest.SCHEMA
+        ]
+        return pa.table(arrays, schema=manifest.SCHEMA)
+
+
+def _check(config: JobConfig, images: int, update: manifest.Update, skipped: Counter[str]) -> None:
+    """
+    Raises:
+        InputError: there is too little to believe it.
+    """
+    if not images:
         left_out = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise InputError(
-            f"{storage.resolve(source.images)}: no images in this directory"
+            f"{config.source.images}: no images in this {_kind(config)}"
             + (f" ({left_out})" if left_out else "")
         )
-    manifest.write(config.at("manifest"), pa.Table.from_pylist(rows, schema=manifest.SCHEMA))
-    by_split = Counter(row["split"] or "on no list" for row in rows)
-    summary = {
-        "images": len(rows),
-        "bytes": sum(row["size"] for row in rows),
-        "captions": sum(len(row["captions"]) for row in rows),
-        "images_without_captions": sum(not row["captions"] for row in rows) if file else 0,
-        "captioned_images_not_there": len(names.unused),
-        "listed_images_not_there": len(splitter.unused),
-        "splits": dict(sorted(by_split.items())),
-        "skipped": dict(skipped),
-    }
-    storage.write_summary(config.at("manifest"), summary)
-    return summary
+    known = update.changed + update.unchanged + update.deleted
+    if update.deleted > config.source.max_deleted * known:
+        raise InputError(
+            f"{config.source.images}: {update.deleted:,} of the {known:,} known images are gone. "
+            "Nothing was changed. If they are meant to be, set source.max_deleted=1"
+        )
+
+
+def _kind(config: JobConfig) -> str:
+    return "directory" if config.source.format in ("auto", "directory") else "source"
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -67,6 +183,10 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['captions']:,} captions; "
         + ", ".join(f"{split} {count:,}" for split, count in summary["splits"].items())
     ]
+    changes = summary["changes"]
+    if changes["new"] < summary["images"]:
+        kinds = [f"{count:,} {name}" for name, count in changes.items() if count]
+        lines.append(f"index: against the manifest before: {', '.join(kinds)}")
     for key, text in (
         ("images_without_captions", "images have no captions"),
         ("captioned_images_not_there", "images of the captions file are not there"),

@@ -8,14 +8,15 @@ import click
 import yaml
 
 from captioner import config as configuration
-from captioner import storage
+from captioner import features, manifest, storage
 from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError
 from captioner.identity import RANDOM_WEIGHTS
+from jobs import blocks, lock
 
 # What each stage leaves in the run directory; its last file marks it as done.
 _OUTPUTS = {
-    "index": ["manifest"],
+    "index": ["manifest", "manifest.next"],
     "extract": ["features", "features.checkpoints"],
     "train": ["model", "checkpoints"],
     "caption": ["captions", "captions.checkpoints", "captions.jsonl"],
@@ -24,22 +25,51 @@ _OUTPUTS = {
 }
 
 
-def run(config: JobConfig, redo: str | None = None) -> None:
-    """Run every stage that is not done yet; ``redo`` names the first to do again."""
-    claim(config, redo)
-    for stage in STAGES:
-        if is_done(config, stage):
-            click.echo(f"{stage}: done before, skipped")
-        else:
-            click.echo(run_stage(config, stage))
+def run(config: JobConfig, redo: str | None = None, update: bool = False) -> None:
+    """Run every stage that is not done yet; ``redo`` names the first to do again.
+
+    ``update`` lists the source again, whatever was done before, and brings features, captions,
+    scores and report up to date with it. The model stays as it is.
+    """
+    with lock.hold(config.at()):
+        claim(config, redo)
+        captions = _serial(config, "caption")
+        for stage in STAGES:
+            changed = stage in ("score", "report") and _serial(config, "caption") != captions
+            if is_done(config, stage) and not changed and not (update and stage == "index"):
+                click.echo(f"{stage}: done before, skipped")
+            else:
+                click.echo(_run_stage(config, stage))
 
 
-def run_stage(config: JobConfig, stage: str) -> str:
-    """Run one stage and return its result as lines for people.
+def run_stage(
+    config: JobConfig, stage: str, update: bool = False, retry_errors: bool = False
+) -> None:
+    """Run one stage; ``update`` lists the source again before it.
 
     Raises:
         InputError: the stage before it has not been run.
     """
+    with lock.hold(config.at()):
+        claim(config)
+        if update:
+            click.echo(_run_stage(config, "index"))
+        if retry_errors:
+            click.echo(renew_errors(config, stage))
+        click.echo(_run_stage(config, stage))
+
+
+def renew_errors(config: JobConfig, stage: str) -> str:
+    """Have the images tried again that ``stage`` has failed with."""
+    target = config.at(_OUTPUTS[stage][0])
+    if not is_done(config, "index") or storage.read_summary(target) is None:
+        raise InputError(f"{config.at()}: {stage} has not been done here yet: nothing to retry")
+    failed = features.failed(target, but=blocks.DELETED)
+    count = manifest.renew(config.at("manifest"), failed)
+    return f"{stage}: {count:,} failed rows are tried again"
+
+
+def _run_stage(config: JobConfig, stage: str) -> str:
     for before in STAGES[: STAGES.index(stage)]:
         if not is_done(config, before):
             raise InputError(f"{config.at()}: {stage} needs {before}, which is not done here yet")
@@ -56,7 +86,17 @@ def is_done(config: JobConfig, stage: str) -> bool:
     output = config.at(_OUTPUTS[stage][0])
     if stage in ("score", "report"):
         return storage.exists(output)
-    return storage.read_summary(output) is not None
+    if storage.read_summary(output) is None:
+        return False
+    if stage in ("extract", "caption"):  # done with the manifest as it is now
+        return _serial(config, stage) == _serial(config, "index")
+    return True
+
+
+def _serial(config: JobConfig, stage: str) -> int | None:
+    """The last serial of the manifest that this stage has done."""
+    summary = storage.read_summary(config.at(_OUTPUTS[stage][0]))
+    return summary["serial"] if summary else None
 
 
 def claim(config: JobConfig, redo: str | None = None) -> None:

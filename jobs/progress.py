@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -12,22 +13,28 @@ from typing import Any
 
 import ray
 
+from captioner.errors import ErrorRateExceeded
+
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 15.0
+_PATIENCE_S = 30.0  # without a first row, before saying what the job may be waiting for
 
 
 @ray.remote(num_cpus=0)
 class Tally:
-    """Adds up what the workers of a job have done. Calls to it are not waited for."""
+    """Adds up what the workers of a job have done. ``limits`` judge its errors."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: ErrorLimits | None = None) -> None:
+        self._limits = limits
         self._done = 0
         self._errors: Counter[str] = Counter()
         self._lines: list[str] = []
 
-    def add(self, rows: int, errors: dict[str, int]) -> None:
+    def add(self, rows: int, errors: dict[str, int]) -> str | None:
+        """Returns why the job must stop, or None."""
         self._done += rows
         self._errors.update(errors)
+        return self._limits.verdict(self._done, self._errors) if self._limits else None
 
     def say(self, line: str) -> None:
         """Print a line of its own, above the progress."""
@@ -38,10 +45,55 @@ class Tally:
         return self._done, dict(self._errors), lines
 
 
+class ErrorLimits:
+    """How many errors are too many, once there are enough rows to tell."""
+
+    def __init__(self, max_rate: float, total: int) -> None:
+        self._max_rate = max_rate
+        # Ids are sorted: one bad folder at the front must not speak for the whole source.
+        self._enough = max(100, total // 100)
+
+    def verdict(self, done: int, errors: Counter[str]) -> str | None:
+        failed = errors.total()
+        if done < self._enough or not failed:
+            return None
+        # The lower bound of Wilson's interval at three standard deviations (JASA 22, 1927).
+        rate, z = failed / done, 3.0
+        spread = z * math.sqrt(rate * (1 - rate) / done + z * z / (4 * done * done))
+        if (rate + z * z / (2 * done) - spread) / (1 + z * z / done) <= self._max_rate:
+            return None
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in errors.most_common(3))
+        return (
+            f"{failed:,} of the first {done:,} images failed ({reasons}), more than "
+            f"image.max_error_rate {self._max_rate:g} allows. What is done stays done; to go on "
+            "all the same, give --max-error-rate"
+        )
+
+
+class Reporter:
+    """A worker's side of the tally. Its calls are not waited for: each sees the verdict on the
+    one before."""
+
+    def __init__(self, tally: Any) -> None:
+        self._tally, self._before = tally, None
+
+    def add(self, rows: int, errors: dict[str, int]) -> None:
+        """
+        Raises:
+            ErrorRateExceeded: too many images of the job have failed.
+        """
+        verdict = ray.get(self._before) if self._before is not None else None
+        if verdict:
+            raise ErrorRateExceeded(verdict)
+        self._before = self._tally.add.remote(rows, errors)
+
+
 @contextlib.contextmanager
-def show(what: str, total: int, unit: str = "images") -> Iterator[Any]:
+def show(
+    what: str, total: int | None, unit: str = "images", limits: ErrorLimits | None = None
+) -> Iterator[Any]:
     """Show a job's progress while the block runs. Yields the ``Tally`` that workers add to."""
-    tally = Tally.remote()
+    tally = Tally.remote(limits)
     over = threading.Event()
     line = _Line(what, total, unit)
     watcher = threading.Thread(target=_watch, args=(tally, line, over), daemon=True)
@@ -63,26 +115,32 @@ def _watch(tally: Any, line: _Line, over: threading.Event) -> None:
 
 
 class _Line:
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
         self.moves = sys.stderr.isatty()
         self._what, self._total, self._unit = what, total, unit
+        self._began = time.monotonic()
+        self._patience = _PATIENCE_S
         self._started: float | None = None  # of the first row: start-up is not the job's speed
         self._done_at_start = 0
 
     def write(
         self, done: int, errors: dict[str, int], lines: list[str], last: bool = False
     ) -> None:
+        now = time.monotonic()
+        if not done and not last and now - self._began > self._patience:
+            lines = [*lines, f"{self._what}: nothing yet after {now - self._began:.0f} s; {free()}"]
+            self._patience *= 2
         for line in lines:
             sys.stderr.write(f"\r\x1b[2K{line}\n" if self.moves else f"{line}\n")
-        now = time.monotonic()
         if self._started is None and done:
             self._started, self._done_at_start = now, done
-        parts = [f"{self._what}: {done:,}/{self._total:,} {self._unit}"]
+        total = "" if self._total is None else f"/{self._total:,}"
+        parts = [f"{self._what}: {done:,}{total} {self._unit}"]
         elapsed = now - self._started if self._started is not None else 0.0
         if done > self._done_at_start and elapsed > 0:
             rate = (done - self._done_at_start) / elapsed
             parts.append(f"{rate:,.1f}/s")
-            if not last:
+            if not last and self._total is not None:
                 parts.append(f"{_clock((self._total - done) / rate)} left")
         if errors:
             parts.append(f"{sum(errors.values()):,} errors")
@@ -92,6 +150,13 @@ class _Line:
         else:
             sys.stderr.write(text + "\n")
         sys.stderr.flush()
+
+
+def free() -> str:
+    """What of the cluster is free, for a job that may be waiting for it."""
+    total, left = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{left.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU")]
+    return f"the cluster has {' and '.join(parts)} free"
 
 
 def _clock(seconds: float) -> str:

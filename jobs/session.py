@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -11,12 +12,11 @@ import ray
 from ray.data import DataContext
 
 from captioner.config import Cluster
-from captioner.errors import InputError
+from captioner.errors import CannotSchedule
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
 _SPARE_CPUS = 4
-_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,17 @@ class Workers:
     """Actors of one pool, and what each claims."""
 
     count: int
-    cpus: int  # also the threads that torch may use
+    cpus: int
     gpus: int
 
     @property
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """For torch, on the worker's own machine: logical CPUs may be more than its cores."""
+        return min(self.cpus, cores())
 
 
 def cores() -> int:
@@ -70,40 +75,69 @@ def object_store_bytes() -> int:
 
 
 def encoders(cluster: Cluster) -> Workers:
-    """The pool that runs the image tower: one actor a GPU, or CPU actors that share the cores."""
+    """The pool that runs the image tower: one actor a GPU, or CPU actors that share each node.
+
+    Raises:
+        CannotSchedule: the cluster is too small for it, and stays so for a while.
+    """
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    count = cluster.encoders or max(1, gpus)
-    workers = Workers(count, 1, 1) if gpus else Workers(count, max(1, cores() // count), 0)
-    require(count * workers.cpus + _SPARE_CPUS, count * workers.gpus)
+    if cluster.device == "cuda" or (cluster.device == "auto" and gpus):
+        workers = Workers(cluster.encoders or max(1, gpus), 1, 1)
+    else:
+        nodes = [cpus for cpus, _ in _nodes() if cpus] or [0]
+        count = cluster.encoders or len(nodes)
+        on_each = math.ceil(count / len(nodes))
+        workers = Workers(count, max(1, int(min(nodes) - _SPARE_CPUS) // on_each), 0)
+    require(workers, _SPARE_CPUS, cluster.patience)
     return workers
 
 
 def trainers(cluster: Cluster) -> Workers:
-    """The training workers, one GPU each where there are enough."""
+    """The training workers, one GPU each where there are enough.
+
+    Raises:
+        CannotSchedule: the cluster is too small for them, and stays so for a while.
+    """
     count = cluster.train_workers
-    if int(ray.cluster_resources().get("GPU", 0)) >= count:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if cluster.device == "cuda" or (cluster.device == "auto" and gpus >= count):
         workers = Workers(count, 1, 1)
     else:
         workers = Workers(count, max(1, cores() // count), 0)
-    require(count * workers.cpus + 2, count * workers.gpus)
+    require(workers, 2, cluster.patience)
     return workers
 
 
-def require(cpus: int, gpus: int) -> None:
-    """Wait a little for the cluster to have this much, else say what is short.
+def require(workers: Workers, spare: int, patience: float) -> None:
+    """Wait a little for the cluster to have room for these workers and ``spare`` more CPUs.
 
     Raises:
-        InputError: it is still too small after 30 seconds.
+        CannotSchedule: it is still too small after ``patience`` seconds.
     """
-    end = time.monotonic() + _PATIENCE_S
-    while True:
-        has = ray.cluster_resources()
-        if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus:
-            return
+    end = time.monotonic() + patience
+    while not _fits(workers, spare):
         if time.monotonic() > end:
-            raise InputError(
-                f"the job needs {cpus} CPUs and {gpus} GPUs, but the cluster has "
-                f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}: it could never be scheduled. "
-                "Add nodes, or lower cluster.encoders or cluster.train_workers"
+            nodes = ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in _nodes())
+            raise CannotSchedule(
+                f"the job needs {workers.count} workers with {workers.cpus} CPUs and "
+                f"{workers.gpus} GPUs each, and {spare} CPUs beside them; the cluster's nodes "
+                f"have: {nodes}. It could never be scheduled. Add nodes, or set cluster.device, "
+                "cluster.encoders or cluster.train_workers; cluster.patience waits longer"
             )
         time.sleep(1.0)
+
+
+def _nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each node."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(found.get("CPU", 0), found.get("GPU", 0)) for found in resources]
+
+
+def _fits(workers: Workers, spare: int) -> bool:
+    """Whether the nodes could hold them all, were they free."""
+    room = 0
+    for cpus, gpus in _nodes():
+        by_gpu = gpus // workers.gpus if workers.gpus else workers.count
+        room += int(min(cpus // workers.cpus, by_gpu))
+    total = sum(cpus for cpus, _ in _nodes())
+    return room >= workers.count and total >= workers.count * workers.cpus + spare

@@ -1,7 +1,7 @@
-"""What every image job shares: a manifest read as blocks, images decoded by tasks, rows written
-once as Parquet and never again.
+"""What every image job shares: rows read as blocks, images decoded by tasks, results written once
+as Parquet and never again.
 
-Exactly once is Ray Data's own work: its checkpoints record the ids of rows whose file is
+Exactly once is Ray Data's own work: its checkpoints record the serials of rows whose file is
 written, in two phases, and the next run reads past them. Here is only the wiring.
 """
 
@@ -9,21 +9,51 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import ray.data
 from ray.data import DataContext, Dataset
+from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
+from ray.data._internal.savemode import SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
-from captioner import features, storage
-from captioner.config import Cluster, Image
+from captioner import features, manifest, storage
+from captioner.config import JobConfig
+from captioner.errors import InputError
 from captioner.images import Preprocessing
 from jobs import progress
-from jobs.blocks import decode_block
+from jobs.blocks import decode_block, drop_outdated, newer
+
+_ROWS_PER_GROUP = 256  # of a row group: what a reader of some rows has to read at least
+
+
+@dataclass(frozen=True)
+class Input:
+    """The rows that a job is for: all of a manifest or of features, or those of some splits."""
+
+    url: str
+    columns: Sequence[str]
+    splits: Sequence[str] = ()
+
+    @property
+    def serial(self) -> int:
+        """The last serial that was given when these rows were written."""
+        summary = storage.read_summary(self.url)
+        assert summary is not None, f"{self.url}: not done yet"
+        return int(summary["serial"])
+
+    def read(self, after: int, rows_per_block: int) -> Dataset:
+        """The rows with serials greater than ``after``, in blocks of so many."""
+        rows = read(self.url, [*self.columns], rows_per_block)
+        return rows.map_batches(
+            newer, fn_args=(after, [*self.splits]), batch_size=None, batch_format="pyarrow"
+        )
 
 
 def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
@@ -35,33 +65,93 @@ def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
 
 def run(
     what: str,
+    rows: Input,
     target: str,
-    total: int,
     schema: pa.Schema,
     rows_per_file: int,
-    build: Callable[[Any], Dataset],
+    config: JobConfig,
+    build: Callable[[Dataset, Any], Dataset],
 ) -> dict[str, Any]:
-    """Write the ``total`` rows of a job to ``target``, but for those that an earlier run wrote.
+    """Bring ``target`` up to date with ``rows``, but for what an earlier run has written.
 
-    ``build`` makes the rows; it is given the ``progress.Tally`` that its actors report to.
-    Returns the counts, which are checked against ``total``.
+    ``build`` makes results of rows; it is given the ``progress.Tally`` that its actors report
+    to. Results whose row has changed since are replaced. Returns the counts, which are checked.
+
+    Raises:
+        ErrorRateExceeded: too many images failed.
+        StorageUnavailable: an object store did not answer.
     """
     checkpoints = f"{target}.checkpoints"
-    done = rows_written(checkpoints)
+    before = storage.read_summary(target)
+    after, serial = before["serial"] if before else -1, rows.serial
+    pending = manifest.count(rows.url, rows.splits, after) if serial > after else 0
+    if before and not pending:
+        summary = {**before, "serial": serial, "new_rows": 0}
+        storage.write_summary(target, summary)
+        return summary
+    total = manifest.count(rows.url, rows.splits)
+    kept = min(rows_written(checkpoints), pending)
+    block = rows_per_block(rows.url, config)
     started = time.monotonic()
-    with progress.show(what, total - done) as tally, _resumable(checkpoints):
-        _write(build(tally), target, schema, rows_per_file)
+    limits = progress.ErrorLimits(config.image.max_error_rate, pending)
+    with (
+        progress.show(what, pending - kept, limits=limits) as tally,
+        _resumable(checkpoints),
+        readable_errors(),
+    ):
+        results = build(rows.read(after, block), tally)
+        results.write_datasink(Shards(target, schema, rows_per_file, block))
+    if features.count_rows(target) > total:
+        _drop_outdated(target, manifest.serials(rows.url, rows.splits))
     seconds = time.monotonic() - started
     counts = features.count(target)
     if counts.rows != total:
         raise RuntimeError(f"{target}: {counts.rows} rows were written for {total} images")
-    return {
+    summary = {
         "rows": counts.rows,
         "errors": counts.errors,
-        "resumed_after": done,
+        "new_rows": pending,
+        "resumed_after": kept,
         "seconds": round(seconds, 1),
-        "images_per_second": round((total - done) / seconds, 1),
+        "images_per_second": round((pending - kept) / seconds, 1),
+        "serial": serial,
     }
+    storage.write_summary(target, summary)
+    storage.remove(checkpoints)  # everything up to the serial is done: nothing to remember
+    return summary
+
+
+def rows_per_block(url: str, config: JobConfig) -> int:
+    """Images of one Parquet row group are read together: to read some is to read all of it."""
+    summary = storage.read_summary(url)
+    return max(config.cluster.rows_per_block, (summary or {}).get("rows_per_read", 0))
+
+
+class Shards(ParquetDatasink):
+    """Parquet files of at most ``rows_per_file`` rows, in row groups small enough to read alone.
+
+    Ray's own ``write_parquet`` makes one row group of a file whose rows are bounded.
+    """
+
+    def __init__(self, url: str, schema: pa.Schema, rows_per_file: int, block: int) -> None:
+        filesystem, path = storage.arrow_filesystem(url)
+        # Blocks are gathered until there are enough; one more must not make it too many.
+        self._enough = max(1, rows_per_file - block + 1)
+        super().__init__(
+            path,
+            max_rows_per_file=rows_per_file,
+            filesystem=filesystem,
+            mode=SaveMode.APPEND,
+            arrow_parquet_args={
+                "schema": schema,
+                "compression": "zstd",
+                "row_group_size": min(_ROWS_PER_GROUP, rows_per_file),
+            },
+        )
+
+    @property
+    def min_rows_per_write(self) -> int:
+        return self._enough
 
 
 def rows_written(checkpoints: str) -> int:
@@ -78,9 +168,12 @@ def rows_written(checkpoints: str) -> int:
 
 def describe(what: str, summary: dict[str, Any]) -> str:
     """The counts of ``run`` as lines for people."""
+    if not summary["new_rows"]:
+        return f"{what}: nothing new; {summary['rows']:,} rows as before"
     kept = f", {summary['resumed_after']:,} kept" if summary["resumed_after"] else ""
+    new = f", {summary['new_rows']:,} new" if summary["new_rows"] < summary["rows"] else ""
     lines = [
-        f"{what}: {summary['rows']:,} rows, {summary['seconds']:,.0f} s with start-up, "
+        f"{what}: {summary['rows']:,} rows{new}, {summary['seconds']:,.0f} s with start-up, "
         f"{summary['images_per_second']:,.1f} images/s{kept}"
     ]
     lines += [f"{what}: {count:,} failed: {why}" for why, count in summary["errors"].items()]
@@ -93,7 +186,7 @@ def _resumable(checkpoints: str) -> Iterator[None]:
     context = DataContext.get_current()
     filesystem, path = storage.arrow_filesystem(checkpoints)
     context.checkpoint_config = CheckpointConfig(
-        id_column="image_id",
+        id_column="serial",  # numbers: all filters of a node share one sorted array of them
         checkpoint_path=path,
         override_filesystem=filesystem,
         delete_checkpoint_on_success=False,
@@ -104,30 +197,48 @@ def _resumable(checkpoints: str) -> Iterator[None]:
         context.checkpoint_config = None
 
 
-def _write(dataset: Dataset, url: str, schema: pa.Schema, rows_per_file: int) -> None:
-    """Write rows as they come; a file is whole, or not there for the next run."""
-    filesystem, path = storage.arrow_filesystem(url)
-    dataset.write_parquet(
-        path,
-        filesystem=filesystem,
-        mode="append",
-        min_rows_per_file=rows_per_file,
-        max_rows_per_file=rows_per_file,
-        schema=schema,
-        compression="zstd",
-    )
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """An InputError of a task or actor comes out of Ray's wrappings as itself."""
+    try:
+        yield
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None:
+            cause = getattr(inner, "cause", None)  # of a RayTaskError: what the task raised
+            if isinstance(cause, InputError):
+                raise cause from None
+            inner = cause if isinstance(cause, BaseException) else inner.__cause__
+        raise
 
 
-def decoded(manifest: Dataset, target: Preprocessing, limits: Image, cluster: Cluster) -> Dataset:
+def _drop_outdated(target: str, current: Any) -> None:
+    """Remove rows of images that have changed, or were tried again, since they were written."""
+    fs, path = storage.filesystem(target)
+    files = [{"path": file} for file in sorted(fs.glob(f"{path}/*.parquet"))]
+    ray.data.from_items(files).map_batches(
+        drop_outdated,
+        fn_args=(fs, ray.put(np.asarray(current))),
+        batch_size=16,
+        batch_format="pyarrow",
+    ).materialize()
+
+
+def decoded(images: Dataset, target: Preprocessing, config: JobConfig) -> Dataset:
     """Read and decode images in CPU tasks. Adds ``width height error`` and ``pixels``.
 
     ``pixels`` is a fixed-size binary of ``height * width * 3`` bytes, null where ``error`` is
     set: uint8 is a quarter of what normalised floats would send between processes.
     """
-    return manifest.map_batches(
+    return images.map_batches(
         decode_block,
-        fn_kwargs={"target": target, "limits": limits},
+        fn_kwargs={
+            "target": target,
+            "limits": config.image,
+            "image_column": config.source.image_column,
+            "at_once": config.cluster.rows_per_block,
+        },
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=cluster.decode_cpus,
+        num_cpus=config.cluster.decode_cpus,
     )

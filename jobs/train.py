@@ -43,7 +43,7 @@ def train(config: JobConfig) -> dict[str, Any]:
             # Small enough to stay in memory: no epoch has to read and decompress the shards again.
             datasets = {split: rows.materialize() for split, rows in datasets.items()}
         trainer = ray.train.torch.TorchTrainer(
-            partial(worker, config, vocabulary, identity, workers.cpus, tally),
+            partial(worker, config, vocabulary, identity, workers.threads, tally),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=bool(workers.gpus),

@@ -124,7 +124,7 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
     from_features = manifest.read(str(finished_run / "captions"), ["image_id", "caption"])
     assert fused == {row["image_id"]: row["caption"] for row in from_features.to_pylist()}
     assert all(row["log_probability"] < 0 for row in rows)
-    assert "skipped" in captioner(*arguments).output
+    assert "caption: nothing new; 120 rows" in captioner(*arguments).output
 
 
 def test_demo_runs_and_says_that_it_is_synthetic(captioner: Cli, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""Where images come from. A source is cut into parts that are listed at the same time, each as a
+stream of Arrow tables; nothing is read of an image but its name, place, size and version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from captioner import storage
+from captioner.config import Source
+from captioner.errors import InputError
+from captioner.sources import columns, directory, tables, tar, uris
+from captioner.sources.listing import LISTING, Part
+
+__all__ = ["LISTING", "Part", "list_part", "parts"]
+
+_LISTERS = {
+    "directory": directory.list_files,
+    "tree": directory.list_files,
+    "webdataset": tar.list_members,
+    "parquet": tables.list_rows,
+    "list": uris.list_uris,
+}
+_SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet", "list": ""}
+
+
+def parts(source: Source) -> list[Part]:
+    """Cut a source into parts.
+
+    Raises:
+        InputError: it is not there, or is not what ``source.format`` says.
+    """
+    kind = _kind(source)
+    if kind == "directory":
+        return directory.parts(source)
+    files = _files(source.images, _SUFFIXES[kind])
+    if not files:
+        raise InputError(f"{source.images}: no {_SUFFIXES[kind] or 'such'} file (source.images)")
+    return [Part(kind, url, image_id) for url, image_id in files]
+
+
+def list_part(part: Part, source: Source) -> Iterator[pa.Table]:
+    """The images of a part as tables of the schema ``LISTING``."""
+    return _LISTERS[part.kind](part, source)
+
+
+def _kind(source: Source) -> str:
+    if source.format != "auto":
+        return source.format
+    name = source.images.lower()
+    if name.endswith(".tar"):
+        return "webdataset"
+    if name.endswith(".parquet"):
+        (first, _), *_ = _files(source.images, ".parquet") or [(source.images, "")]
+        return "parquet" if columns.has_image_bytes(first, source) else "list"
+    return "list" if name.endswith(".txt") else "directory"
+
+
+def _files(url: str, suffix: str) -> list[tuple[str, str]]:
+    """Files of a glob, of a directory tree, or the one; each with its name in image ids."""
+    fs, path = storage.filesystem(url)
+    if any(character in path for character in "*?["):
+        found = fs.glob(path)
+        fixed = path[: min(path.index(c) for c in "*?[" if c in path)]
+        root = fixed.rpartition("/")[0]
+    elif fs.isdir(path):
+        root, found = path.rstrip("/"), fs.find(path)
+    elif fs.exists(path):
+        root, found = path.rpartition("/")[0], [path]
+    else:
+        raise InputError(f"{url}: not there (source.images)")
+    return [
+        (storage.uri(fs, file), file[len(root) + 1 :])
+        for file in sorted(found)
+        if file.lower().endswith(suffix)
+    ]

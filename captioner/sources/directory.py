@@ -1,0 +1,124 @@
+"""A directory tree on any fsspec file system, listed in parallel and as a stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import fsspec
+import pyarrow as pa
+
+from captioner import storage
+from captioner.config import Source
+from captioner.errors import InputError
+from captioner.sources.listing import Part, Rows, Version, matches
+
+ENOUGH = 64  # directories to list at the same time
+_THREADS = 32  # a listing waits for its server, not for a CPU
+
+
+class Entry(NamedTuple):
+    name: str
+    kind: str  # file, directory, or why it is neither
+    version: Version
+
+
+def parts(source: Source) -> list[Part]:
+    """Single directories near the root, and whole trees below them: enough to share out.
+
+    Raises:
+        InputError: ``source.images`` is missing, or is no directory.
+    """
+    root = source.images
+    fs, top = storage.filesystem(root)
+    if not fs.exists(top):
+        raise InputError(f"{root}: no such directory. Set source.images to where the images are.")
+    if not fs.isdir(top):
+        raise InputError(
+            f"{root}: a file, not a directory. Set source.images to a directory, or source.format "
+            "to what the file is."
+        )
+    single: list[Part] = []
+    trees = [Part("tree", storage.uri(fs, top), "")]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while trees and len(trees) < ENOUGH:
+            single += [Part("directory", part.url, part.prefix) for part in trees]
+            below = pool.map(lambda part: list(_trees_in(part, source)), trees)
+            trees = [part for parts in below for part in parts]
+    return single + trees
+
+
+def _trees_in(part: Part, source: Source) -> Iterator[Part]:
+    fs, path = storage.filesystem(part.url)
+    for entry in _entries(fs, path):
+        prefix = f"{part.prefix}/{entry.name}" if part.prefix else entry.name
+        if entry.kind == "directory" and not _why_not_below(prefix, source):
+            yield Part("tree", storage.join(part.url, entry.name), prefix)
+
+
+def list_files(part: Part, source: Source) -> Iterator[pa.Table]:
+    """The files of a directory or, of a ``tree``, also of all directories below it."""
+    fs, path = storage.filesystem(part.url)
+    rows = Rows(source)
+    below = [(path.rstrip("/"), part.prefix)]
+    while below:
+        directory, prefix = below.pop()
+        for entry in _entries(fs, directory):
+            image_id = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.kind == "directory":
+                if reason := _why_not_below(image_id, source):
+                    rows.skip(reason)
+                elif part.kind == "tree":
+                    below.append((f"{directory}/{entry.name}", image_id))
+            elif entry.kind != "file":
+                rows.skip(entry.kind)
+            elif rows.wants(image_id):
+                uri = storage.uri(fs, f"{directory}/{entry.name}")
+                rows.add(image_id, uri, entry.version)
+                yield from rows.full()
+    yield from rows.rest()
+
+
+def _why_not_below(prefix: str, source: Source) -> str | None:
+    if prefix.rpartition("/")[2].startswith("."):
+        return "hidden directory"
+    if any("/" in glob and matches(f"{prefix}/", glob) for glob in source.exclude):
+        return "directory in source.exclude"
+    return None
+
+
+def _entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Entry]:
+    try:
+        yield from _local_entries(path) if storage.is_local(fs) else _remote_entries(fs, path)
+    except PermissionError as error:
+        # Passing over it would tell the next stage that its images are gone.
+        raise InputError(
+            f"{path}: cannot be listed ({error}). Leave it out with source.exclude=['*/NAME/*']"
+        ) from None
+
+
+def _local_entries(path: str) -> Iterator[Entry]:
+    """``os.scandir`` is a stream where fsspec's listing is a list."""
+    with os.scandir(path or "/") as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield Entry(entry.name, "directory", Version(None, None, None))
+            elif entry.is_dir():  # may lead back to where we came from
+                yield Entry(entry.name, "link to a directory", Version(None, None, None))
+            elif not entry.is_file():
+                kind = "broken link" if entry.is_symlink() else "neither file nor directory"
+                yield Entry(entry.name, kind, Version(None, None, None))
+            else:
+                status = entry.stat()
+                version = {"size": status.st_size, "mtime": status.st_mtime}
+                yield Entry(entry.name, "file", Version.of(version))
+
+
+def _remote_entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Entry]:
+    for details in fs.ls(path, detail=True):
+        name = details["name"].rstrip("/")
+        if name != path.rstrip("/"):  # object stores may hold an empty object for a directory
+            kind = "directory" if details["type"] == "directory" else "file"
+            yield Entry(name.rpartition("/")[2], kind, Version.of(details))

@@ -1,0 +1,119 @@
+"""What a listing is made of, whatever the source."""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from captioner.config import Source
+
+LISTING = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("offset", pa.int64()),  # of the first byte, where uri is a tar shard
+        pa.field("row", pa.int64()),  # where uri is a Parquet file
+        pa.field("size", pa.int64()),  # bytes; null: not known before it is read
+        pa.field("modified", pa.timestamp("us", tz="UTC")),
+        pa.field("etag", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("skipped", pa.string()),  # null: an image. Else: why so many `times` are not
+        pa.field("times", pa.int64()),
+    ]
+)
+ROWS = 10_000  # of one table
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one task lists."""
+
+    kind: str  # directory, tree, webdataset, parquet, list
+    url: str
+    prefix: str  # of its image ids: path relative to the source's root
+
+
+@dataclass(frozen=True)
+class Version:
+    """Of a file: what tells that it has changed."""
+
+    size: int | None
+    modified: datetime.datetime | None
+    etag: str | None
+
+    @classmethod
+    def of(cls, details: dict[str, Any]) -> Version:
+        """From what fsspec says about a file."""
+        modified = None
+        for key in ("mtime", "LastModified", "last_modified", "updated"):
+            value = details.get(key)
+            if isinstance(value, int | float):
+                modified = datetime.datetime.fromtimestamp(value, tz=datetime.UTC)
+            elif isinstance(value, datetime.datetime):
+                modified = value
+        etag = details.get("ETag") or details.get("etag")
+        return cls(details.get("size"), modified, str(etag).strip('"') if etag else None)
+
+
+class Rows:
+    """Collects the images of a part, and counts by reason what is not one."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._rows: list[dict[str, Any]] = []
+        self._skipped: Counter[str] = Counter()
+
+    def add(self, image_id: str, uri: str, version: Version, **more: Any) -> None:
+        values = {"size": version.size, "modified": version.modified, "etag": version.etag}
+        self._rows.append({"image_id": image_id, "uri": uri, **values, **more})
+
+    def skip(self, reason: str) -> None:
+        self._skipped[reason] += 1
+
+    def wants(self, image_id: str) -> bool:
+        """Whether the globs let this file in; counts it where they do not."""
+        reason = why_not(image_id, self._source)
+        if reason:
+            self.skip(reason)
+        return reason is None
+
+    def full(self) -> Iterator[pa.Table]:
+        """A table, once there are enough rows for one."""
+        if len(self._rows) >= ROWS:
+            yield pa.Table.from_pylist(self._rows, LISTING)
+            self._rows = []
+
+    def rest(self) -> Iterator[pa.Table]:
+        """What is left, with the counts of what was skipped."""
+        self._rows += [
+            {"image_id": "", "skipped": reason, "times": times}
+            for reason, times in self._skipped.items()
+        ]
+        yield pa.Table.from_pylist(self._rows, LISTING)
+
+
+def why_not(image_id: str, source: Source) -> str | None:
+    """Why a file of this relative path is left out; None: it may be an image."""
+    if image_id.rpartition("/")[2].startswith("."):
+        return "hidden file"
+    try:
+        image_id.encode()
+    except UnicodeEncodeError:
+        return "name is not UTF-8"
+    if not any(matches(image_id, glob) for glob in source.include):
+        return "not in source.include"
+    if any(matches(image_id, glob) for glob in source.exclude):
+        return "in source.exclude"
+    return None
+
+
+def matches(image_id: str, glob: str) -> bool:
+    """Case ignored. A glob without a slash is for the file name, one with it for the path."""
+    path = image_id.lower()
+    return fnmatch.fnmatchcase(path if "/" in glob else path.rpartition("/")[2], glob.lower())

@@ -1,0 +1,52 @@
+"""Parquet files with image bytes, such as img2dataset's or the Hugging Face hub's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioner import storage
+from captioner.config import Source
+from captioner.sources import columns
+from captioner.sources.listing import ROWS, Part, Rows, Version
+
+
+def list_rows(part: Part, source: Source) -> Iterator[pa.Table]:
+    """Every row is an image, ``PATH/KEY``; without a key column, ``PATH/ROW``.
+
+    The image bytes are not read: a row has no size before it is decoded. Its version is that of
+    its file.
+    """
+    rows = Rows(source)
+    fs, path = storage.filesystem(part.url)
+    file = Version.of(fs.info(path))
+    version = Version(None, file.modified, file.etag)
+    try:
+        schema = columns.read_schema(part.url)
+        columns.images(schema, source.image_column, part.url)
+        key = columns.key(schema, source.key_column, part.url)
+        caption = columns.captions(schema, source.caption_column, part.url)
+        for number, name, captions in _named(part.url, key, caption):
+            image_id = f"{part.prefix}/{name}"
+            if rows.wants(image_id):
+                rows.add(image_id, part.url, version, row=number, captions=captions)
+                yield from rows.full()
+    except (pa.ArrowException, OSError) as error:
+        rows.skip(f"the rest of a damaged Parquet file: {part.prefix} ({error})"[:300])
+    yield from rows.rest()
+
+
+def _named(url: str, key: str | None, caption: str | None) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, name and captions of each row."""
+    filesystem, path = storage.arrow_filesystem(url)
+    number = 0
+    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+        # Without any column, batches still have their rows.
+        for batch in parquet.iter_batches(ROWS, columns=[name for name in (key, caption) if name]):
+            for row in batch.to_pylist():
+                name = row.get(key) if key else None
+                captions = columns.as_captions(row[caption]) if caption else []
+                yield number, str(number).zfill(8) if name is None else str(name), captions
+                number += 1

@@ -1,0 +1,80 @@
+"""WebDataset's tar shards, listed in place and never unpacked: of each member, where its bytes
+are."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from captioner import storage
+from captioner.config import Source
+from captioner.sources import columns
+from captioner.sources.listing import Part, Rows, Version
+
+_CAPTION_BYTES = 1 << 20  # of a .txt or .json member: longer ones are not captions
+
+
+def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
+    """Every member is an image, ``SHARD/NAME``, but for those that the globs leave out.
+
+    A sample is the members of one name up to its first dot. Its ``.txt``, or the ``caption`` in
+    its ``.json``, goes with each of its images.
+    """
+    rows = Rows(source)
+    fs, path = storage.filesystem(part.url)
+    shard = Version.of(fs.info(path))
+    sample: list[tarfile.TarInfo] = []
+    captions: list[str] = []
+
+    def finish() -> Iterator[pa.Table]:
+        for member in sample:
+            image_id = f"{part.prefix}/{member.name}"
+            if rows.wants(image_id):
+                version = Version(member.size, shard.modified, shard.etag)
+                offset = member.offset_data
+                rows.add(image_id, part.url, version, offset=offset, captions=captions)
+        yield from rows.full()
+
+    key = None
+    with fs.open(path, "rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    if not member.isreg() or member.issparse():
+                        if not member.isdir():
+                            rows.skip("tar member that is no plain file")
+                        continue
+                    if (name := _sample(member.name)) != key:
+                        yield from finish()
+                        key, sample, captions = name, [], []
+                    captions = captions or _captions(tar, member)
+                    sample.append(member)
+        except tarfile.ReadError as error:  # what stands before the damage is listed
+            rows.skip(f"the rest of a damaged or compressed tar file: {part.prefix} ({error})")
+    yield from finish()
+    yield from rows.rest()
+
+
+def _sample(name: str) -> str:
+    """WebDataset's key: the path up to the first dot of the file name."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.split('.', 1)[0]}"
+
+
+def _captions(tar: tarfile.TarFile, member: tarfile.TarInfo) -> list[str]:
+    name = member.name.lower()
+    if not name.endswith((".txt", ".json")) or member.size > _CAPTION_BYTES:
+        return []
+    file = tar.extractfile(member)
+    text = file.read().decode("utf-8", errors="replace") if file else ""
+    if name.endswith(".txt"):
+        return columns.as_captions(text)
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError:
+        return []
+    return columns.as_captions(document.get("caption")) if isinstance(document, dict) else []

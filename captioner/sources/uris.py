@@ -1,0 +1,86 @@
+"""A list of URIs: a text file with one a line, or a Parquet file with a column of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioner import storage
+from captioner.config import Source
+from captioner.errors import InputError
+from captioner.sources import columns
+from captioner.sources.listing import ROWS, Part, Rows, Version
+
+# A list may come from anywhere; these only read, and only what the user's own account may.
+_PROTOCOLS = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "hf", "memory"}
+_HTTP = {"http", "https"}
+
+
+def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
+    """Every line or row is an image; its id is its key, else the URI itself.
+
+    Size and version are not known before an image is read, so that a later run cannot tell
+    whether it has changed.
+
+    Raises:
+        InputError: a URI of a protocol that is not allowed.
+    """
+    rows = Rows(source)
+    fs, path = storage.filesystem(part.url)
+    folder = part.url.rpartition("/")[0]
+    lines = _parquet(part, source) if path.lower().endswith(".parquet") else _text(fs, path)
+    for where, key, uri, captions in lines:
+        if uri is None:
+            rows.skip("null in the list")
+            continue
+        check(uri, source.allow_http, f"{part.url}, {where}")
+        if rows.wants(uri.partition("?")[0]):
+            place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
+            rows.add(key or uri, place, Version(None, None, None), captions=captions)
+            yield from rows.full()
+    yield from rows.rest()
+
+
+def check(uri: str, allow_http: bool, where: str) -> None:
+    """
+    Raises:
+        InputError: it leads to where a list must not lead.
+    """
+    protocol = uri.partition("://")[0].lower() if "://" in uri else "file"
+    if protocol in _HTTP and not allow_http:
+        raise InputError(
+            f"{where}: {uri[:200]}: the list asks for files from the web; "
+            "if that is meant, set source.allow_http=true"
+        )
+    if "::" in uri or protocol not in _PROTOCOLS | _HTTP:
+        raise InputError(f"{where}: {uri[:200]}: not a protocol that a list may use")
+
+
+Line = tuple[str, str | None, str | None, list[str]]  # where, key, URI, captions
+
+
+def _text(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
+    with fs.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if text := line.strip():
+                yield f"line {number}", None, text, []
+
+
+def _parquet(part: Part, source: Source) -> Iterator[Line]:
+    schema = columns.read_schema(part.url)
+    uri = columns.uris(schema, source.image_column, part.url)
+    key = columns.key(schema, source.key_column, part.url)
+    caption = columns.captions(schema, source.caption_column, part.url)
+    filesystem, path = storage.arrow_filesystem(part.url)
+    number = 0
+    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+        wanted = [name for name in (uri, key, caption) if name]
+        for batch in parquet.iter_batches(ROWS, columns=wanted):
+            for row in batch.to_pylist():
+                name = None if key is None or row[key] is None else str(row[key])
+                captions = columns.as_captions(row[caption]) if caption else []
+                yield f"row {number}", name, row[uri], captions
+                number += 1

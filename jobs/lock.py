@@ -1,0 +1,90 @@
+"""One run directory, one writer. A lock is a small file that its holder touches every few
+seconds; it works on any file system, and a holder that was killed does not keep it for long."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from captioner import storage
+from captioner.errors import InputError
+
+NAME = "_lock.json"  # Parquet readers skip names that begin with an underscore.
+BEAT_S = 5.0
+_SILENCE_S = 4 * BEAT_S  # after which a holder is taken for dead
+
+
+@contextlib.contextmanager
+def hold(run: str) -> Iterator[None]:
+    """Keep every other command from writing to this run directory.
+
+    Raises:
+        InputError: another one is at work there.
+    """
+    url = storage.join(run, NAME)
+    mine = {"host": socket.gethostname(), "process": os.getpid(), "token": uuid.uuid4().hex}
+    _acquire(url, mine)
+    over = threading.Event()
+    beating = threading.Thread(target=_beat, args=(url, mine, over), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
+        with contextlib.suppress(OSError):
+            holder = _read(url)
+            if holder is not None and holder["token"] == mine["token"]:
+                fs, path = storage.filesystem(url)
+                fs.rm_file(path)
+
+
+def _acquire(url: str, mine: dict[str, Any]) -> None:
+    end = time.monotonic() + _SILENCE_S
+    first = _read(url)
+    while (holder := _read(url)) is not None and not _is_dead(holder):
+        # Clocks of two machines differ; that the beat goes on is seen without them.
+        if holder != first:
+            raise InputError(
+                f"{url}: process {holder['process']} on {holder['host']} is at work in this run "
+                "directory. Wait for it, or stop it"
+            )
+        if time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    storage.write_json(url, {**mine, "beat": 0})
+    time.sleep(0.2)  # of two that come at the same moment, the one that wrote last goes on
+    holder = _read(url)
+    if holder is None or holder["token"] != mine["token"]:
+        raise InputError(f"{url}: another command has just begun in this run directory")
+
+
+def _beat(url: str, mine: dict[str, Any], over: threading.Event) -> None:
+    beat = 0
+    while not over.wait(BEAT_S):
+        beat += 1
+        with contextlib.suppress(Exception):  # a storage that is away for a while
+            storage.write_json(url, {**mine, "beat": beat})
+
+
+def _read(url: str) -> dict[str, Any] | None:
+    return dict(storage.read_json(url)) if storage.exists(url) else None
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether it was a process of this machine that is no longer there."""
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's process: it lives
+        return False
+    return False
