@@ -21,31 +21,38 @@ from captioner.reading import Bytes, Unreadable, read_images
 from captioner.sources import Part
 from captioner.sources import list_part as list_images
 from captioner.vocabulary import count_words
+from jobs.progress import telling
 
 DELETED = "deleted from the source"  # the error of a row whose image is no longer there
 
 
 def list_part(rows: pa.Table, source: Source, tally: Any) -> Iterator[pa.Table]:
     """One part of the source -> the images in it."""
-    for row in rows.to_pylist():
-        for table in list_images(Part(**row), source):
-            tally.add.remote(table["skipped"].null_count, {})
-            yield table
+    with telling(tally):
+        for row in rows.to_pylist():
+            for table in list_images(Part(**row), source):
+                tally.add.remote(table["skipped"].null_count, {})
+                yield table
 
 
 def decode_block(
-    rows: pa.Table, target: Preprocessing, limits: Image, image_column: str | None, at_once: int
+    rows: pa.Table,
+    target: Preprocessing,
+    limits: Image,
+    image_column: str | None,
+    at_once: int,
+    tally: Any,
 ) -> Iterator[pa.Table]:
     """Read and decode a block's images, ``at_once`` in a table."""
-    for start in range(0, len(rows), at_once):
-        some = rows.slice(start, at_once)
-        images = [
-            _decode(deleted, data, target, limits)
-            for deleted, data in zip(
-                some["deleted"].to_pylist(), read_images(some, limits.max_bytes, image_column)
-            )
-        ]
-        yield with_pixels(some, images, target)
+    with telling(tally):
+        for start in range(0, len(rows), at_once):
+            some = rows.slice(start, at_once)
+            found = read_images(some, limits.max_bytes, image_column)
+            images = [
+                _decode(deleted, data, target, limits)
+                for deleted, data in zip(some["deleted"].to_pylist(), found)
+            ]
+            yield with_pixels(some, images, target)
 
 
 def _decode(deleted: datetime | None, data: Bytes, target: Preprocessing, limits: Image) -> Decoded:

@@ -45,7 +45,7 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     rows = stream.Input(config.at("features"), columns, config.caption.splits)
     if not manifest.count(rows.url, rows.splits):
         raise InputError(f"caption.splits: no images in {', '.join(rows.splits)}")
-    return _caption(config, model_url, None, rows, schema, lambda shards: shards)
+    return _caption(config, model_url, None, rows, schema, lambda shards, tally: shards)
 
 
 def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
     schema = SCHEMA.with_metadata(encoder.metadata())
     rows = stream.Input(config.at("manifest"), extract.COLUMNS)
 
-    def decoded(images: Dataset) -> Dataset:
-        return stream.decoded(images, encoder.preprocessing, config)
+    def decoded(images: Dataset, tally: Any) -> Dataset:
+        return stream.decoded(images, encoder.preprocessing, config, tally)
 
     return _caption(config, model_url, config.encoder, rows, schema, decoded)
 
@@ -67,13 +67,13 @@ def _caption(
     encoder: EncoderOptions | None,
     rows: stream.Input,
     schema: pa.Schema,
-    prepared: Callable[[Dataset], Dataset],
+    prepared: Callable[[Dataset, Any], Dataset],
 ) -> dict[str, Any]:
     session.start(config.cluster)
     pool = session.encoders(config.cluster)
 
     def build(images: Dataset, tally: Any) -> Dataset:
-        return prepared(images).map_batches(
+        return prepared(images, tally).map_batches(
             CaptionRows,
             fn_constructor_args=(storage.resolve(model_url), config.search, encoder, pool, tally),
             compute=ActorPoolStrategy(size=pool.count),

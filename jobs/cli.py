@@ -26,7 +26,7 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order that one uses them."""
-        order = ["demo", "run", *STAGES, "bench"]
+        order = ["demo", "run", *STAGES, "features", "bench"]
         return sorted(super().list_commands(ctx), key=order.index)
 
 
@@ -240,6 +240,49 @@ def report(config: JobConfig) -> None:
       captioner report runs/flickr8k
     """
     _stage("report", config)
+
+
+@main.group()
+def features() -> None:
+    """Look at the features, or export them for other tools."""
+
+
+@features.command()
+@click.argument("directory", metavar="DIR")
+def describe(directory: str) -> None:
+    """Say what is in DIR: a run directory, or its features.
+
+    \b
+    Example:
+      captioner features describe runs/flickr8k
+    """
+    from jobs import features as job
+
+    click.echo(job.describe(directory))
+
+
+@features.command()
+@click.argument("directory", metavar="DIR")
+@click.option(
+    "--to",
+    "layout",
+    type=click.Choice(["npy", "webdataset"]),
+    required=True,
+    help="npy: normalised embeddings and metadata as clip-retrieval's index reads them; "
+    "webdataset: tar files with embeddings and tokens.",
+)
+@click.option("--out", metavar="OUT", required=True, help="Where to: a new or empty directory.")
+@click.option("--address", metavar="ADDRESS", help="A Ray cluster; none starts Ray here.")
+def export(directory: str, layout: str, out: str, address: str | None) -> None:
+    """Write the features of DIR to OUT for other tools. Images without features are left out.
+
+    \b
+    Example:
+      captioner features export runs/flickr8k --to webdataset --out exports/flickr8k
+    """
+    from jobs import features as job
+
+    click.echo(job.export(directory, out, layout, address))
 
 
 @main.command()

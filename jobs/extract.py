@@ -40,7 +40,7 @@ def extract(config: JobConfig) -> dict[str, Any]:
     schema = features.schema(identity)
 
     def build(images: Dataset, tally: Any) -> Dataset:
-        pixels = stream.decoded(images, identity.preprocessing, config)
+        pixels = stream.decoded(images, identity.preprocessing, config, tally)
         return pixels.map_batches(
             EncodeImages,
             fn_constructor_args=(config.encoder, pool, schema, tally),

@@ -5,7 +5,7 @@ next one."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,8 +36,10 @@ def index(config: JobConfig) -> dict[str, Any]:
     splits: Counter[str] = Counter()
     update = manifest.Update(url, datetime.now(UTC))
     writer = manifest.Writer(url)
+    parts = sources.parts(config.source)
+    session.start(config.cluster)
     with progress.show("index", None) as tally:
-        for found in listing(config, tally, skipped):
+        for found in listing(config, parts, tally, skipped):
             rows = assign(found)
             counts["images"] += len(rows)
             counts["bytes"] += pc.sum(rows["size"]).as_py() or 0
@@ -55,6 +57,7 @@ def index(config: JobConfig) -> dict[str, Any]:
         "listed_images_not_there": len(assign.splitter.unused),
         "splits": {split or "on no list": splits[split] for split in sorted(splits, key=str)},
         "skipped": dict(skipped),
+        "rows_per_read": sources.rows_per_read(parts[0]),
         "serial": update.serial,
         "changes": {
             name: getattr(update, name) for name in ("new", "changed", "deleted", "unchanged")
@@ -64,14 +67,14 @@ def index(config: JobConfig) -> dict[str, Any]:
     return summary
 
 
-def listing(config: JobConfig, tally: Any, skipped: Counter[str]) -> Iterator[pa.Table]:
+def listing(
+    config: JobConfig, parts: Sequence[sources.Part], tally: Any, skipped: Counter[str]
+) -> Iterator[pa.Table]:
     """The images of the source in ascending order of their ids. Counts what was skipped.
 
     Raises:
         InputError: two files with the same id.
     """
-    parts = sources.parts(config.source)
-    session.start(config.cluster)
     dataset = ray.data.from_items([vars(part) for part in parts]).map_batches(
         blocks.list_part,
         fn_args=(config.source, tally),
@@ -79,7 +82,7 @@ def listing(config: JobConfig, tally: Any, skipped: Counter[str]) -> Iterator[pa
         batch_format="pyarrow",
     )
     last: pa.Table | None = None
-    with stream.readable_errors():
+    with stream.readable_errors(tally, config.at("manifest")):
         for table in dataset.sort("image_id").iter_batches(
             batch_size=_ROWS, batch_format="pyarrow"
         ):

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from captioner.errors import ErrorRateExceeded
+from captioner.errors import ErrorRateExceeded, InputError
 
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 15.0
@@ -29,12 +29,20 @@ class Tally:
         self._done = 0
         self._errors: Counter[str] = Counter()
         self._lines: list[str] = []
+        self._told: InputError | None = None
 
     def add(self, rows: int, errors: dict[str, int]) -> str | None:
         """Returns why the job must stop, or None."""
         self._done += rows
         self._errors.update(errors)
         return self._limits.verdict(self._done, self._errors) if self._limits else None
+
+    def tell(self, error: InputError) -> None:
+        """Remember an error that a task is about to raise: Ray keeps of it only the text."""
+        self._told = self._told or error
+
+    def told(self) -> InputError | None:
+        return self._told
 
     def say(self, line: str) -> None:
         """Print a line of its own, above the progress."""
@@ -84,8 +92,19 @@ class Reporter:
         """
         verdict = ray.get(self._before) if self._before is not None else None
         if verdict:
-            raise ErrorRateExceeded(verdict)
+            with telling(self._tally):
+                raise ErrorRateExceeded(verdict)
         self._before = self._tally.add.remote(rows, errors)
+
+
+@contextlib.contextmanager
+def telling(tally: Any) -> Iterator[None]:
+    """In a task: an InputError reaches the tally before it reaches Ray."""
+    try:
+        yield
+    except InputError as error:
+        ray.get(tally.tell.remote(error))
+        raise
 
 
 @contextlib.contextmanager

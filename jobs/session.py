@@ -66,7 +66,7 @@ def start(cluster: Cluster) -> None:
     # data set (Ray 2.60, 2 cores), so for every epoch. The older one takes 0.3 s.
     context.use_datasource_v2 = False
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # it is raised as well
 
 
 def object_store_bytes() -> int:

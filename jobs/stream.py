@@ -8,6 +8,8 @@ written, in two phases, and the next run reads past them. Here is only the wirin
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+import ray
 import ray.data
 from ray.data import DataContext, Dataset
 from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
@@ -25,7 +28,7 @@ from ray.data.checkpoint import CheckpointConfig
 
 from captioner import features, manifest, storage
 from captioner.config import JobConfig
-from captioner.errors import InputError
+from captioner.errors import StorageUnavailable
 from captioner.images import Preprocessing
 from jobs import progress
 from jobs.blocks import decode_block, drop_outdated, newer
@@ -97,7 +100,7 @@ def run(
     with (
         progress.show(what, pending - kept, limits=limits) as tally,
         _resumable(checkpoints),
-        readable_errors(),
+        readable_errors(tally, target),
     ):
         results = build(rows.read(after, block), tally)
         results.write_datasink(Shards(target, schema, rows_per_file, block))
@@ -198,17 +201,23 @@ def _resumable(checkpoints: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def readable_errors() -> Iterator[None]:
-    """An InputError of a task or actor comes out of Ray's wrappings as itself."""
+def readable_errors(tally: Any, target: str) -> Iterator[None]:
+    """What stops a job comes out as the error that a task has told the tally, not as Ray's.
+
+    Raises:
+        InputError: what the task has raised.
+        StorageUnavailable: ``target`` is full.
+    """
     try:
         yield
     except Exception as error:
-        inner: BaseException | None = error
-        while inner is not None:
-            cause = getattr(inner, "cause", None)  # of a RayTaskError: what the task raised
-            if isinstance(cause, InputError):
-                raise cause from None
-            inner = cause if isinstance(cause, BaseException) else inner.__cause__
+        if told := ray.get(tally.told.remote()):
+            raise told from None
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise StorageUnavailable(
+                f"{target}: {os.strerror(errno.ENOSPC)}. What is written stays; make room, and "
+                "the same command goes on"
+            ) from None
         raise
 
 
@@ -224,7 +233,7 @@ def _drop_outdated(target: str, current: Any) -> None:
     ).materialize()
 
 
-def decoded(images: Dataset, target: Preprocessing, config: JobConfig) -> Dataset:
+def decoded(images: Dataset, target: Preprocessing, config: JobConfig, tally: Any) -> Dataset:
     """Read and decode images in CPU tasks. Adds ``width height error`` and ``pixels``.
 
     ``pixels`` is a fixed-size binary of ``height * width * 3`` bytes, null where ``error`` is
@@ -237,6 +246,7 @@ def decoded(images: Dataset, target: Preprocessing, config: JobConfig) -> Datase
             "limits": config.image,
             "image_column": config.source.image_column,
             "at_once": config.cluster.rows_per_block,
+            "tally": tally,
         },
         batch_size=None,
         batch_format="pyarrow",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from captioner import scenes
+from tests.s3 import Door, serve
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -18,8 +20,18 @@ TINY_VIT = REPOSITORY / "configs" / "tiny-vit"
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
-    """The address of a local Ray cluster with more logical CPUs than the machine has cores."""
+def s3() -> Iterator[Door]:
+    """An S3 server with an empty bucket; its credentials are in the environment."""
+    with serve() as door:
+        yield door
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: Door) -> Iterator[str]:
+    """The address of a local Ray cluster with more logical CPUs than the machine has cores.
+
+    It starts after the S3 server, for its workers to have the credentials.
+    """
     import ray
 
     context = ray.init(
@@ -107,3 +119,22 @@ def extracted_run(finished_run: Path) -> Path:
 def finished_output(_finished: tuple[Path, str]) -> str:
     """What the command line said as it made ``finished_run``."""
     return _finished[1]
+
+
+@pytest.fixture
+def slow_config(small_config: Path, tmp_path: Path, cluster: str) -> list[str]:
+    """Six hundred scenes, an encoder that takes a while, small files."""
+    scenes.write(tmp_path / "many", 600, seed=2)
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    vision = {"image_size": 96, "patch_size": 12, "width": 384, "layers": 10, "head_width": 32}
+    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1}
+    architecture = {"model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}}
+    (tower / "open_clip_config.json").write_text(json.dumps(architecture))
+    values = {
+        "source.images": tmp_path / "many" / "Images",
+        "source.captions": tmp_path / "many" / "captions.txt",
+        "encoder.model": f"local-dir:{tower}",
+        "cluster.address": cluster,
+    }
+    return [str(small_config), *(f"--set={key}={value}" for key, value in values.items())]

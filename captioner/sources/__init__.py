@@ -13,7 +13,7 @@ from captioner.errors import InputError
 from captioner.sources import columns, directory, tables, tar, uris
 from captioner.sources.listing import LISTING, Part
 
-__all__ = ["LISTING", "Part", "list_part", "parts"]
+__all__ = ["LISTING", "Part", "list_part", "parts", "rows_per_read"]
 
 _LISTERS = {
     "directory": directory.list_files,
@@ -43,6 +43,12 @@ def parts(source: Source) -> list[Part]:
 def list_part(part: Part, source: Source) -> Iterator[pa.Table]:
     """The images of a part as tables of the schema ``LISTING``."""
     return _LISTERS[part.kind](part, source)
+
+
+def rows_per_read(part: Part) -> int:
+    """How many images of such a part are best read together: of a Parquet file, as many as its
+    row groups hold, since to read one of them is to read the group."""
+    return tables.rows_per_group(part.url) if part.kind == "parquet" else 1
 
 
 def _kind(source: Source) -> str:

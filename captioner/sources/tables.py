@@ -50,3 +50,13 @@ def _named(url: str, key: str | None, caption: str | None) -> Iterator[tuple[int
                 captions = columns.as_captions(row[caption]) if caption else []
                 yield number, str(number).zfill(8) if name is None else str(name), captions
                 number += 1
+
+
+def rows_per_group(url: str) -> int:
+    """Rows of the file's first row group, within bounds; 1 where it cannot be read."""
+    filesystem, path = storage.arrow_filesystem(url)
+    try:
+        metadata = pq.read_metadata(path, filesystem=filesystem)
+    except (pa.ArrowException, OSError):
+        return 1
+    return min(metadata.row_group(0).num_rows, 16_384) if metadata.num_row_groups else 1

@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from click.testing import Result
 
-from captioner import manifest, scenes
+from captioner import manifest
 from jobs.stream import rows_written
+from tests.processes import Command, wait_until
 
 Cli = Callable[..., Result]
-
-
-def kill_when(arguments: list[str], ready: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Start the command line as a process of its own and SIGKILL it once ``ready()``."""
-    command = [sys.executable, "-m", "jobs.cli", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    end = time.monotonic() + seconds
-    try:
-        while not ready():
-            output = "" if process.poll() is None else process.communicate()[0].decode()
-            assert process.poll() is None, f"it ended before it could be killed:\n{output}"
-            assert time.monotonic() < end, "it was never ready to be killed"
-            time.sleep(0.05)
-    finally:
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@pytest.fixture
-def slow_config(small_config: Path, tmp_path: Path, cluster: str) -> list[str]:
-    """Six hundred scenes, an encoder that takes a while, small files."""
-    scenes.write(tmp_path / "many", 600, seed=2)
-    tower = tmp_path / "tower"
-    tower.mkdir()
-    vision = {"image_size": 96, "patch_size": 12, "width": 384, "layers": 10, "head_width": 32}
-    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1}
-    architecture = {"model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}}
-    (tower / "open_clip_config.json").write_text(json.dumps(architecture))
-    values = {
-        "source.images": tmp_path / "many" / "Images",
-        "source.captions": tmp_path / "many" / "captions.txt",
-        "encoder.model": f"local-dir:{tower}",
-        "cluster.address": cluster,
-    }
-    return [str(small_config), *(f"--set={key}={value}" for key, value in values.items())]
 
 
 def test_extraction_killed_with_sigkill_goes_on_and_writes_every_image_once(
@@ -62,7 +21,8 @@ def test_extraction_killed_with_sigkill_goes_on_and_writes_every_image_once(
     captioner("index", *slow_config)
     features = tmp_path / "run" / "features"
     checkpoints = str(tmp_path / "run" / "features.checkpoints")
-    kill_when(["extract", *slow_config], lambda: rows_written(checkpoints) >= 64)
+    with Command("extract", *slow_config) as command:
+        wait_until(lambda: rows_written(checkpoints) >= 64, command)
     assert rows_written(checkpoints) < 600
     assert not (features / "_summary.json").exists()
 
@@ -85,7 +45,8 @@ def test_training_killed_with_sigkill_goes_on_from_its_last_epoch(
     def a_checkpoint_is_noted() -> bool:
         return noted.exists() and "checkpoint_2" in noted.read_text()
 
-    kill_when(["train", *config], a_checkpoint_is_noted)
+    with Command("train", *config) as command:
+        wait_until(a_checkpoint_is_noted, command)
     before = history.read_text().splitlines()
     assert len(before) < 12
     captioner("train", *config)

@@ -1,0 +1,51 @@
+"""The command line as a process of its own, to be killed and waited for."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Command:
+    """Runs while the block runs, and is killed with SIGKILL at its end."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-m", "jobs.cli", *arguments]
+        self.process = subprocess.Popen(command, stdout=self._output, stderr=subprocess.STDOUT)
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self._output.close()
+
+    @property
+    def output(self) -> str:
+        self._output.seek(0)
+        return self._output.read().decode()
+
+    def finish(self, seconds: float = 180.0) -> str:
+        """Wait for it to end well, and return what it said."""
+        status = self.process.wait(seconds)
+        assert status == 0, self.output
+        return self.output
+
+
+def wait_until(ready: Callable[[], bool], command: Command, seconds: float = 120.0) -> None:
+    """Wait for something to be true while the command still runs."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert command.process.poll() is None, f"it ended too early:\n{command.output}"
+        assert time.monotonic() < end, f"it never came:\n{command.output}"
+        time.sleep(0.05)
