@@ -66,10 +66,10 @@ class Update:
 
     def _up_to(self, last: str | None) -> pa.Table:
         tables = [self._pending]
-        for table in self._before:
-            tables.append(table)
-            if last is not None and table["image_id"][-1].as_py() > last:
+        while last is None or not len(tables[-1]) or tables[-1]["image_id"][-1].as_py() <= last:
+            if (table := next(self._before, None)) is None:
                 break
+            tables.append(table)
         known = pa.concat_tables(tables)
         if last is None:
             return known
@@ -179,14 +179,11 @@ def recover(url: str) -> None:
     fs, path = storage.filesystem(url)
     fs.makedirs(path, exist_ok=True)
     prefix = f"part-{summary['generation']:06d}-"
-    for old in fs.ls(path, detail=False):
-        name = old.rpartition("/")[2]
-        if name.startswith("part-") and not name.startswith(prefix):
+    for old in storage.files(url, "part-"):
+        if not old.rpartition("/")[2].startswith(prefix):
             fs.rm_file(old)
-    for new in sorted(fs.ls(f"{path}.next", detail=False)):
-        name = new.rpartition("/")[2]
-        if name.startswith(prefix):
-            fs.mv(new, f"{path}/{name}")
+    for new in storage.files(f"{url}.next", prefix):
+        fs.mv(new, f"{path}/{new.rpartition('/')[2]}")
     storage.write_summary(url, summary)
     storage.remove(f"{url}.next")
 
@@ -201,9 +198,10 @@ def renew(url: str, serials: NDArray[np.int64]) -> int:
     next_serial = summary["serial"] + 1
     # The numbers are taken first: after a crash in between some are never used, none twice.
     storage.write_summary(url, {**summary, "serial": summary["serial"] + len(serials)})
-    fs, path = storage.filesystem(url)
-    for file in sorted(fs.glob(f"{path}/part-*.parquet")):
-        rows = pq.read_table(fs.open(file), schema=SCHEMA)
+    fs, _ = storage.filesystem(url)
+    for path in storage.files(url, "part-"):
+        with fs.open(path) as file:
+            rows = pq.read_table(file, schema=SCHEMA)
         again = pc.and_(
             pc.is_in(rows["serial"], value_set=pa.array(serials)), pc.is_null(rows["deleted"])
         ).to_numpy()
@@ -213,7 +211,7 @@ def renew(url: str, serials: NDArray[np.int64]) -> int:
         numbers[again] = np.arange(next_serial, next_serial + again.sum())
         next_serial += int(again.sum())
         table = _with(rows, "serial", pa.array(numbers))
-        storage.write_table(storage.uri(fs, file), table)
+        storage.write_table(storage.uri(fs, path), table)
     return int(next_serial - summary["serial"] - 1)
 
 

@@ -104,7 +104,7 @@ def _refuse(out: str, features_url: str) -> None:
 def _files(url: str) -> dict[str, int]:
     """The shards' URLs in order, with their sizes in bytes."""
     fs, path = storage.filesystem(url)
-    found = {storage.uri(fs, file["name"]): file["size"] for file in fs.ls(path)}
+    found = {storage.uri(fs, file["name"]): file["size"] for file in fs.ls(path, detail=True)}
     return {name: found[name] for name in sorted(found) if name.endswith(".parquet")}
 
 

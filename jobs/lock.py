@@ -28,7 +28,7 @@ def hold(run: str) -> Iterator[None]:
         InputError: another one is at work there.
     """
     url = storage.join(run, NAME)
-    mine = {"host": socket.gethostname(), "process": os.getpid(), "token": uuid.uuid4().hex}
+    mine = {**_here(), "process": os.getpid(), "token": uuid.uuid4().hex}
     _acquire(url, mine)
     over = threading.Event()
     beating = threading.Thread(target=_beat, args=(url, mine, over), daemon=True)
@@ -38,7 +38,7 @@ def hold(run: str) -> Iterator[None]:
     finally:
         over.set()
         beating.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # then it falls silent, which is enough
             holder = _read(url)
             if holder is not None and holder["token"] == mine["token"]:
                 fs, path = storage.filesystem(url)
@@ -70,16 +70,30 @@ def _beat(url: str, mine: dict[str, Any], over: threading.Event) -> None:
     while not over.wait(BEAT_S):
         beat += 1
         with contextlib.suppress(Exception):  # a storage that is away for a while
-            storage.write_json(url, {**mine, "beat": beat})
+            holder = _read(url)
+            if holder is None or holder["token"] == mine["token"]:  # else it is another's by now
+                storage.write_json(url, {**mine, "beat": beat})
 
 
 def _read(url: str) -> dict[str, Any] | None:
-    return dict(storage.read_json(url)) if storage.exists(url) else None
+    try:
+        return dict(storage.read_json(url))
+    except FileNotFoundError:
+        return None
+
+
+def _here() -> dict[str, Any]:
+    """Where process numbers mean the same: containers may share the name of their host."""
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        processes = ""
+    return {"host": socket.gethostname(), "processes": processes}
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether it was a process of this machine that is no longer there."""
-    if holder["host"] != socket.gethostname():
+    if any(holder.get(name) != value for name, value in _here().items()):
         return False
     try:
         os.kill(holder["process"], 0)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -160,12 +159,12 @@ class Shards(ParquetDatasink):
 def rows_written(checkpoints: str) -> int:
     """Rows whose file is whole, by Ray's checkpoints. After a crash the target itself may hold
     half a file as well, which Ray deletes as the next run starts."""
-    filesystem, path = storage.arrow_filesystem(checkpoints)
-    files = filesystem.get_file_info(pa.fs.FileSelector(path, allow_not_found=True))
+    fs, path = storage.filesystem(checkpoints)
+    filesystem, _ = storage.arrow_filesystem(checkpoints)
     return sum(
-        pq.read_metadata(file.path, filesystem=filesystem).num_rows
-        for file in files
-        if file.path.endswith(".parquet") and not file.path.endswith(".pending.parquet")
+        pq.read_metadata(file, filesystem=filesystem).num_rows
+        for file in fs.glob(f"{path}/*.parquet")
+        if not file.endswith(".pending.parquet")
     )
 
 
