@@ -89,7 +89,7 @@ def _with_features(shard: str, columns: Sequence[str] | None = None) -> Iterator
     names = [*columns, "error"] if columns else None
     start = 0
     # By default Arrow reads the whole file ahead; without a buffer, a whole row group.
-    with pq.ParquetFile(path, filesystem=filesystem, ) as file:
+    with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False, buffer_size=1 << 20) as file:
         for batch in file.iter_batches(_ROWS, columns=names):
             numbers = pa.array(range(start, start + len(batch)), pa.int64())
             rows = pa.Table.from_batches([batch]).append_column("row", numbers)

@@ -110,7 +110,7 @@ def _files(url: str) -> dict[str, int]:
 
 def _splits(column: pa.ChunkedArray) -> Counter[str]:
     counts = {entry["values"].as_py(): entry["counts"].as_py() for entry in column.value_counts()}
-    return Counter({name or "in none": count for name, count in counts.items()})
+    return Counter({name or "in no split": count for name, count in counts.items()})
 
 
 def _by_count(counts: Counter[str]) -> list[str]:

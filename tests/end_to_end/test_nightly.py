@@ -1,0 +1,156 @@
+"""The same command every night: only what is new or has changed is done, each image is once in
+the output."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from PIL import Image
+
+from captioner import manifest
+
+Cli = Callable[..., Result]
+
+
+def rows_of(url: Path) -> dict[str, dict[str, Any]]:
+    rows = manifest.read(str(url)).to_pylist()
+    found = {row["image_id"]: row for row in rows}
+    assert len(found) == len(rows), "an image is there twice"
+    return found
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Path:
+    images = tmp_path / "growing"
+    (images / "deep").mkdir(parents=True)
+    for number in range(50):
+        Image.new("RGB", (40, 40), (5 * number, 0, 0)).save(images / f"{number:02d}.png")
+    return images
+
+
+def change(images: Path) -> None:
+    """Two new images, one changed, one that is no image any more, and two are gone."""
+    Image.new("RGB", (40, 40), "green").save(images / "deep" / "new.png")
+    Image.new("RGB", (40, 40), "blue").save(images / "000.png")
+    Image.new("RGB", (80, 60), "white").save(images / "10.png")
+    (images / "20.png").write_text("overwritten")
+    (images / "30.png").unlink()
+    (images / "31.png").unlink()
+
+
+def test_features_follow_a_source_that_changes(
+    captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
+) -> None:
+    command = ("extract", small_config, "--update", f"--set=source.images={growing}")
+    command = (*command, "--set=source.captions=null", "--max-error-rate", "1")
+    assert "50 images" in captioner(*command).output
+    first = rows_of(tmp_path / "run" / "features")
+    change(growing)
+    output = captioner(*command).output
+    assert "2 new, 2 changed, 2 deleted, 46 unchanged" in output
+    assert "extract: 52 rows, 6 new" in output
+    second = rows_of(tmp_path / "run" / "features")
+    assert second.keys() == {*first, "000.png", "deep/new.png"}
+    changed = {"10.png", "20.png", "30.png", "31.png"}
+    assert all(second[name] == first[name] for name in first.keys() - changed)
+    assert second["10.png"]["embedding"] != first["10.png"]["embedding"]
+    assert (second["10.png"]["width"], second["10.png"]["height"]) == (80, 60)
+    assert second["20.png"]["error"] == "not an image"
+    for name in ("30.png", "31.png"):
+        assert second[name]["error"] == "deleted from the source"
+        assert second[name]["embedding"] is None
+
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "features").iterdir()}
+    again = captioner(*command).output
+    assert "extract: nothing new; 52 rows as before" in again
+    kept = {file: file.stat().st_mtime_ns for file in files if file.suffix == ".parquet"}
+    assert kept == {file: time for file, time in files.items() if file.suffix == ".parquet"}
+
+    shutil.copy(growing / "29.png", growing / "30.png")  # it comes back
+    captioner(*command)
+    third = rows_of(tmp_path / "run" / "features")
+    assert third["30.png"]["error"] is None
+    assert third["31.png"]["error"] == "deleted from the source"
+
+
+def test_captions_of_a_directory_follow_it(
+    captioner: Cli, finished_run: Path, growing: Path, tmp_path: Path
+) -> None:
+    command = ("caption", growing, "--model", finished_run / "model", "--out", tmp_path / "out")
+    command = (*command, "--jsonl", "--max-error-rate", "1")
+    captioner(*command)
+    first = rows_of(tmp_path / "out" / "captions")
+    change(growing)
+    assert "caption: 52 rows, 6 new" in captioner(*command).output
+    second = rows_of(tmp_path / "out" / "captions")
+    assert len(second) == 52
+    assert second["10.png"]["caption"] is not None
+    assert second["30.png"]["error"] == "deleted from the source"
+    assert second["01.png"] == first["01.png"]
+    lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["image_id"] for line in lines}) == len(lines) == 52
+
+
+def test_a_whole_run_follows_its_source(
+    captioner: Cli, small_config: Path, scene_data: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    grown = tmp_path / "grown"
+    shutil.copytree(scene_data, grown)
+    at = (f"--set=source.images={grown / 'Images'}", f"--set=source.captions={grown}/captions.txt")
+    shutil.rmtree(tmp_path / "run")
+    captioner("run", small_config, *at)
+    assert "caption: done before" in captioner("run", small_config, *at).output
+    model = (tmp_path / "run" / "model" / "decoder.safetensors").read_bytes()
+    (one,) = sorted((grown / "Images").iterdir())[:1]
+    shutil.copy(one, grown / "Images" / "zzz.png")
+    with (grown / "captions.txt").open("a") as file:
+        file.write("zzz.png,A new scene .\n")
+    output = captioner("run", small_config, *at, "--update").output
+    assert "train: done before" in output
+    assert "caption: 121 rows, 1 new" in output
+    assert "BLEU, 121 images" in output
+    assert (tmp_path / "run" / "model" / "decoder.safetensors").read_bytes() == model
+
+
+def test_failed_images_are_tried_again_when_asked_for(
+    captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
+) -> None:
+    """A list says nothing of sizes and times: that a file has come is not seen by itself."""
+    missing = growing / "comes-later.png"
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(str(path) for path in [*sorted(growing.glob("*.png")), missing]))
+    command = ("extract", small_config, "--update", f"--set=source.images={listed}")
+    command = (*command, "--set=source.captions=null")
+    assert "1 failed: FileNotFoundError" in captioner(*command).output
+    Image.new("RGB", (40, 40), "green").save(missing)
+    assert "nothing new" in captioner(*command).output
+    output = captioner(*command, "--retry-errors").output
+    assert "1 failed rows are tried again" in output
+    assert "51 rows, 1 new" in output
+    rows = rows_of(tmp_path / "run" / "features")
+    assert len(rows) == 51
+    assert all(row["error"] is None for row in rows.values())
+
+
+def test_a_source_that_has_mostly_vanished_changes_nothing(
+    captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
+) -> None:
+    command = ("extract", small_config, "--update", f"--set=source.images={growing}")
+    command = (*command, "--set=source.captions=null")
+    captioner(*command)
+    before = rows_of(tmp_path / "run" / "features")
+    for path in sorted(growing.glob("*.png"))[5:]:
+        path.unlink()
+    refused = captioner(*command, status=2).output
+    assert "45 of the 50 known images are gone. Nothing was changed" in refused
+    assert rows_of(tmp_path / "run" / "features") == before
+    captioner(*command, "--set", "source.max_deleted=1")
+    rows = rows_of(tmp_path / "run" / "features")
+    assert sum(row["error"] == "deleted from the source" for row in rows.values()) == 45
+
