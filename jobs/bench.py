@@ -6,10 +6,11 @@ where the figures themselves do not.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,40 +19,145 @@ import click
 import numpy as np
 import torch
 from PIL import Image
+from ray.data import DataContext
 
 from captioner import config as configuration
 from captioner import decoders
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
 from captioner.images import decode
+from captioner.loop import encode_source
 from captioner.search import beam_search
-from jobs import extract, index, session
+from jobs import extract as extraction
+from jobs import index, session
 
 VOCABULARY = 3000  # words, about that of Flickr8k
+_BLOCK = 64  # rows: a bench is short, and the first block's way is start-up
 
 
-def bench(images: str | None, count: int, model: str, pretrained: str) -> None:
-    """Print the measurements as a table."""
+def extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
+    """Print the ceiling, the library in a plain loop, and the Ray job, on the same images."""
     torch.set_num_threads(session.cores())
+    with _prepared(images, count, overrides) as config:
+        encoder = Encoder(config.encoder)
+        _header(encoder)
+        session.start(config.cluster)
+        total = index.index(config)["images"]
+        _extract(config, encoder, total)
+
+
+@contextlib.contextmanager
+def _prepared(images: str | None, count: int, overrides: tuple[str, ...]) -> Iterator[JobConfig]:
     with tempfile.TemporaryDirectory() as folder:
         if images is None:
             images = f"{folder}/images"
             draw(Path(images), count)
             click.echo(f"pictures: {count} of noise, 500 x 375 JPEG, made for this measurement")
-        config = configuration.parse(
-            {
-                "name": "bench",
-                "run": f"{folder}/run",
-                "source": {"images": images},
-                "encoder": {"model": model, "pretrained": pretrained},
-                "cluster": {"rows_per_block": 64},
-            },
-            "bench",
-        )
-        encoder = Encoder(config.encoder)
-        click.echo(f"{date.today()}, {hardware()}; encoder: {encoder.identity.describe()}\n")
-        measure_extraction(config, encoder)
-        measure_search(encoder)
+        values: dict[str, Any] = {
+            "name": "bench",
+            "run": f"{folder}/run",
+            "source": {"images": images},
+            "encoder": {"model": "ViT-B-32", "pretrained": "none"},
+            "image": {"max_error_rate": 1.0},
+            "cluster": {"rows_per_block": _BLOCK},
+        }
+        for override in overrides:
+            configuration.apply(values, override)
+        yield configuration.parse(values, "bench")
+
+
+def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
+    target, size = encoder.identity.preprocessing, config.encoder.batch_size
+    threads = session.cores()
+
+    def loop() -> int:
+        found = encode_source(config.source, encoder, size, threads, config.image)
+        return sum(len(batch.image_ids) for batch in found)
+
+    some = _pixels(config, encoder, min(total, 8 * size))
+    batches = [some[start : start + size] for start in range(0, len(some) - size + 1, size)]
+    encoder.encode(batches[0])
+    ceiling = len(batches) * size / seconds(lambda: [encoder.encode(batch) for batch in batches])
+    decoding, scaled = _decoding(config, encoder)
+    plain = total / seconds(loop)
+    # The encoders are up before the first image is decoded: else the images that were decoded
+    # while they started would count as encoded for nothing.
+    DataContext.get_current().wait_for_min_actors_s = 600
+    result = extraction.extract(config)
+    row("decode alone, one core", decoding, "images/s")
+    row("the same with image.scaled_decode", scaled, "images/s", scaled / decoding)
+    row("(a) encoder alone, on ready pixels", ceiling, "images/s")
+    row("(b) plain loop: read, decode, encode", plain, "images/s", plain / ceiling)
+    job = result["steady_images_per_second"]
+    row("(c) Ray job in steady state, with writing", job, "images/s", job / ceiling)
+    start_up = result["seconds"] - total / job
+    click.echo(f"{'    its start-up':44} {start_up:9,.1f} s")
+    needed = ceiling / decoding
+    click.echo(
+        f"\nOne encoder on {target.width} x {target.height} pixels is fed by {needed:.1f} decoding "
+        f"cores; cosine similarity with image.scaled_decode: {_similarity(config, encoder):.5f}"
+    )
+
+
+def _files(config: JobConfig, count: int) -> list[bytes]:
+    root = Path(config.source.images)
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    return [path.read_bytes() for path in paths[:count]]
+
+
+def _pixels(config: JobConfig, encoder: Encoder, count: int, scaled: bool = False) -> Any:
+    """``(images, height, width, 3) uint8`` of those that can be decoded."""
+    target, most = encoder.identity.preprocessing, config.image.max_pixels
+    images = [decode(data, target, most, scaled=scaled).pixels for data in _files(config, count)]
+    return np.stack([image for image in images if image is not None])
+
+
+def _decoding(config: JobConfig, encoder: Encoder) -> tuple[float, float]:
+    """Images a second on one core, without and with scaled decoding."""
+    target, most = encoder.identity.preprocessing, config.image.max_pixels
+    files = _files(config, 200)
+    rates = [
+        len(files)
+        / seconds(lambda s=scaled: [decode(data, target, most, scaled=s) for data in files])  # type: ignore[misc]
+        for scaled in (False, True)
+    ]
+    return rates[0], rates[1]
+
+
+def _similarity(config: JobConfig, encoder: Encoder) -> float:
+    """The mean cosine similarity of embeddings with and without scaled decoding."""
+    count = config.encoder.batch_size
+    pair = [
+        encoder.encode(_pixels(config, encoder, count, scaled))[0].float()
+        for scaled in (False, True)
+    ]
+    return float(torch.nn.functional.cosine_similarity(*pair).mean())
+
+
+def search() -> None:
+    """Print beam search one image at a time, and in batches, by an untrained decoder."""
+    torch.set_num_threads(session.cores())
+    torch.manual_seed(0)
+    encoder = Encoder(configuration.Encoder(pretrained="none"))
+    _header(encoder)
+    decoder = decoders.build(Decoder(), encoder.identity, VOCABULARY).eval()
+    identity, options, total = encoder.identity, Search(), 128
+    embedding = torch.randn(total, identity.embedding_size)
+    tokens = torch.randn(total, identity.patches, identity.channels)
+
+    def find(size: int, images: int) -> None:
+        for start in range(0, images, size):
+            part = slice(start, start + size)
+            with torch.inference_mode():
+                memory = decoder.memory(embedding[part], tokens[part])
+            beam_search(decoder, memory, len(embedding[part]), options)
+
+    find(1, 1)
+    single = 16 / seconds(lambda: find(1, 16))
+    row("beam 5, one image at a time", single, "captions/s")
+    for size in (8, 32, 128):
+        rate = total / seconds(lambda size=size: find(size, total))  # type: ignore[misc]
+        row(f"beam 5, batches of {size}", rate, "captions/s", rate / single)
 
 
 def draw(directory: Path, count: int) -> None:
@@ -65,65 +171,13 @@ def draw(directory: Path, count: int) -> None:
         Image.fromarray(pixels).save(directory / f"{number:06d}.jpg", quality=85)
 
 
+def _header(encoder: Encoder) -> None:
+    click.echo(f"{date.today()}, {hardware()}; encoder: {encoder.identity.describe()}\n")
+
+
 def hardware() -> str:
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{session.cores()} cores ({platform.machine()}), {cuda}"
-
-
-def measure_extraction(config: JobConfig, encoder: Encoder) -> None:
-    """The ceiling, the library in a plain loop, and the Ray job, on the same images."""
-    summary = index.index(config)
-    total, size = summary["images"], config.encoder.batch_size
-    paths = sorted(path for path in Path(config.source.images).rglob("*") if path.is_file())[:total]
-    target = encoder.identity.preprocessing
-
-    def load(path: Path) -> Any:
-        return decode(path.read_bytes(), target, config.image.max_pixels).pixels
-
-    started = time.perf_counter()
-    pixels = [image for image in map(load, paths) if image is not None]
-    decoding = len(paths) / (time.perf_counter() - started)
-    batches = [np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size)]
-    encoder.encode(batches[0])
-    ceiling = len(pixels) / seconds(lambda: [encoder.encode(batch) for batch in batches])
-
-    def plain() -> None:
-        for start in range(0, len(paths), size):
-            found = [load(path) for path in paths[start : start + size]]
-            encoder.encode(np.stack([image for image in found if image is not None]))
-
-    loop = len(paths) / seconds(plain)
-    session.start(config.cluster)
-    result = extract.extract(config)
-    row("decode alone, one core", decoding, "images/s")
-    row("(a) encoder alone, on ready pixels", ceiling, "images/s")
-    row("(b) plain loop: read, decode, encode", loop, "images/s", loop / ceiling)
-    job = result["images_per_second"]
-    row("(c) Ray job, start-up and writing included", job, "images/s", job / ceiling)
-
-
-def measure_search(encoder: Encoder) -> None:
-    """Beam search one image at a time, and in batches, by an untrained decoder."""
-    torch.manual_seed(0)
-    decoder = decoders.build(Decoder(), encoder.identity, VOCABULARY).eval()
-    identity, options, total = encoder.identity, Search(), 128
-    embedding = torch.randn(total, identity.embedding_size)
-    tokens = torch.randn(total, identity.patches, identity.channels)
-
-    def search(size: int, images: int) -> None:
-        for start in range(0, images, size):
-            part = slice(start, start + size)
-            with torch.inference_mode():
-                memory = decoder.memory(embedding[part], tokens[part])
-            beam_search(decoder, memory, len(embedding[part]), options)
-
-    search(1, 1)
-    single = 16 / seconds(lambda: search(1, 16))
-    click.echo()
-    row("beam 5, one image at a time", single, "captions/s")
-    for size in (8, 32, 128):
-        rate = total / seconds(lambda size=size: search(size, total))  # type: ignore[misc]
-        row(f"beam 5, batches of {size}", rate, "captions/s", rate / single)
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -60,17 +60,24 @@ def _decode(deleted: datetime | None, data: Bytes, target: Preprocessing, limits
         return Decoded(None, None, None, DELETED)
     if isinstance(data, Unreadable):
         return Decoded(None, None, None, data.reason)
-    return decode(data, target, limits.max_pixels)
+    return decode(data, target, limits.max_pixels, scaled=limits.scaled_decode)
 
 
 def with_pixels(rows: pa.Table, images: Sequence[Decoded], target: Preprocessing) -> pa.Table:
     """Add ``width height error`` and ``pixels``."""
-    pixels = [None if image.pixels is None else image.pixels.tobytes() for image in images]
+    valid = pa.array([image.pixels is not None for image in images])
+    # One buffer, filled in place: a bytes object of each image would copy all of them twice.
+    pixels = np.zeros((len(images), target.height, target.width, 3), np.uint8)
+    for place, image in zip(pixels, images):
+        if image.pixels is not None:
+            place[:] = image.pixels
+    binary = pa.binary(target.height * target.width * 3)
+    buffers = [valid.buffers()[1], pa.py_buffer(pixels)]
     columns: dict[str, Any] = {
         "width": pa.array([image.width for image in images], pa.int32()),
         "height": pa.array([image.height for image in images], pa.int32()),
         "error": pa.array([image.error for image in images], pa.string()),
-        "pixels": pa.array(pixels, pa.binary(target.height * target.width * 3)),
+        "pixels": pa.FixedSizeBinaryArray.from_buffers(binary, len(images), buffers),
     }
     for name, column in columns.items():
         rows = rows.append_column(name, column)

@@ -285,21 +285,55 @@ def export(directory: str, layout: str, out: str, address: str | None) -> None:
     click.echo(job.export(directory, out, layout, address))
 
 
-@main.command()
+@main.group(invoke_without_command=True)
+@click.pass_context
+def bench(context: click.Context) -> None:
+    """Measure this machine; without a subcommand, extraction and search.
+
+    \b
+    Examples:
+      captioner bench
+      captioner bench extract --images Flickr8k/Images
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(bench_extract)
+        context.invoke(bench_search)
+
+
+@bench.command("extract")
 @click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
-@click.option("--count", default=400, show_default=True, help="How many to draw.")
-@click.option("--model", default="ViT-B-32", show_default=True, help="encoder.model")
-@click.option("--pretrained", default="none", show_default=True, help="encoder.pretrained")
-def bench(images: str | None, count: int, model: str, pretrained: str) -> None:
-    """Measure this machine: encoder, extraction, search.
+@click.option("--count", default=1000, show_default=True, help="How many to draw.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def bench_extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
+    """Encoder alone, the library's plain loop, and the Ray job.
+
+    The encoder is ViT-B/32 with random weights, whose speed is that of trained ones.
 
     \b
     Example:
-      captioner bench --images Flickr8k/Images
+      captioner bench extract --images Flickr8k/Images
     """
     from jobs import bench as job
 
-    job.bench(images, count, model, pretrained)
+    job.extract(images, count, overrides)
+
+
+@bench.command("search")
+def bench_search() -> None:
+    """Beam search in batches against one image at a time."""
+    from jobs import bench as job
+
+    job.search()
+
+
+@bench.command("scale")
+@click.option("--rows", multiple=True, default=[10_000, 100_000, 1_000_000], show_default=True)
+@click.option("--address", help="A Ray cluster; else this machine.")
+def bench_scale(rows: tuple[int, ...], address: str | None) -> None:
+    """How the extraction job grows with its manifest, without any encoder."""
+    from jobs import bench_scale as job
+
+    job.scale(rows, address)
 
 
 if __name__ == "__main__":

@@ -86,4 +86,5 @@ def valid_pixels(rows: pa.Table, encoder: Encoder) -> tuple[Any, Any]:
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     width = column.type.byte_width
     values = np.frombuffer(column.buffers()[1], np.uint8, len(rows) * width, column.offset * width)
-    return valid, values.reshape(len(rows), target.height, target.width, 3)[valid]
+    pixels = values.reshape(len(rows), target.height, target.width, 3)
+    return valid, pixels if valid.all() else pixels[valid]

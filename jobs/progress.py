@@ -30,12 +30,18 @@ class Tally:
         self._errors: Counter[str] = Counter()
         self._lines: list[str] = []
         self._told: InputError | None = None
+        self._first: tuple[float, int] | None = None
 
     def add(self, rows: int, errors: dict[str, int]) -> str | None:
         """Returns why the job must stop, or None."""
         self._done += rows
         self._errors.update(errors)
+        self._first = self._first or (time.time(), rows)
         return self._limits.verdict(self._done, self._errors) if self._limits else None
+
+    def first(self) -> tuple[float, int] | None:
+        """When the first rows were done, in seconds since 1970, and how many they were."""
+        return self._first
 
     def tell(self, error: InputError) -> None:
         """Remember an error that a task is about to raise: Ray keeps of it only the text."""

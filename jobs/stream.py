@@ -90,6 +90,7 @@ def run(
     if before and not pending:
         summary = {**before, "serial": serial, "new_rows": 0}
         storage.write_summary(target, summary)
+        storage.remove(checkpoints)
         return summary
     total = manifest.count(rows.url, rows.splits)
     kept = min(rows_written(checkpoints), pending)
@@ -103,6 +104,7 @@ def run(
     ):
         results = build(rows.read(after, block), tally)
         results.write_datasink(Shards(target, schema, rows_per_file, block))
+        steady = _steady_rate(ray.get(tally.first.remote()), pending - kept)
     if features.count_rows(target) > total:
         _drop_outdated(target, manifest.serials(rows.url, rows.splits))
     seconds = time.monotonic() - started
@@ -116,11 +118,19 @@ def run(
         "resumed_after": kept,
         "seconds": round(seconds, 1),
         "images_per_second": round((pending - kept) / seconds, 1),
+        "steady_images_per_second": steady,
         "serial": serial,
     }
     storage.write_summary(target, summary)
     storage.remove(checkpoints)  # everything up to the serial is done: nothing to remember
     return summary
+
+
+def _steady_rate(first: tuple[float, int] | None, rows: int) -> float | None:
+    """Rows per second after the first batch, so without start-up; None if that was all."""
+    if first is None or rows <= first[1]:
+        return None
+    return round((rows - first[1]) / (time.time() - first[0]), 1)
 
 
 def rows_per_block(url: str, config: JobConfig) -> int:
@@ -178,6 +188,8 @@ def describe(what: str, summary: dict[str, Any]) -> str:
         f"{what}: {summary['rows']:,} rows{new}, {summary['seconds']:,.0f} s with start-up, "
         f"{summary['images_per_second']:,.1f} images/s{kept}"
     ]
+    if summary["steady_images_per_second"]:
+        lines[0] += f"; {summary['steady_images_per_second']:,.1f} images/s once it ran"
     lines += [f"{what}: {count:,} failed: {why}" for why, count in summary["errors"].items()]
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def tower(tmp_path: Path) -> Callable[..., str]:
 
 
 def random_encoder(model: str, **options: Any) -> Encoder:
-    return Encoder(Options(model=model, pretrained="none", **options))
+    # Not "auto": what is exact must be so on a CPU with bf16 units too.
+    return Encoder(
+        Options(**{"model": model, "pretrained": "none", "precision": "float32", **options})
+    )
 
 
 def noise(images: int, side: int) -> NDArray[np.uint8]:
@@ -404,3 +408,27 @@ def test_an_identity_differs_by_preprocessing(
     picture = copy.copy(mine.preprocessing)
     object.__setattr__(picture, "resize_mode", "squash")
     assert str(mine.difference(make_identity(preprocessing=picture))).startswith("preprocessing: ")
+
+
+def test_the_precision_of_a_cpu_is_that_of_its_units(tower: Callable[..., str]) -> None:
+    chosen = random_encoder(tower(), precision="auto")
+    has_units = torch.cpu._is_avx512_bf16_supported()
+    as_said = random_encoder(tower(), precision="bfloat16" if has_units else "float32")
+    picture = noise(3, 32)
+    assert torch.equal(chosen.encode(picture)[0], as_said.encode(picture)[0])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_tower_gives_the_same_for_batches_of_any_size(tower: Callable[..., str]) -> None:
+    model = tower()
+    plain, compiled = (
+        random_encoder(model, compile=compile, batch_size=4) for compile in (False, True)
+    )
+    for count in (4, 3, 1):
+        expected, tokens = plain.encode(noise(count, 32))
+        found, found_tokens = compiled.encode(noise(count, 32))
+        assert found.shape == expected.shape
+        assert torch.allclose(found.float(), expected.float(), atol=1e-2)
+        assert tokens is not None
+        assert found_tokens is not None
+        assert torch.allclose(found_tokens.float(), tokens.float(), atol=1e-2)

@@ -321,3 +321,71 @@ def test_a_file_that_cannot_be_decoded_gives_a_reason(data: bytes, reason: str |
 def test_a_truncated_file_still_tells_its_size() -> None:
     result = decoded(encoded(photograph(64, 48), "JPEG")[:900])
     assert (result.width, result.height) == (64, 48)
+
+
+def large_photograph(size: tuple[int, int], orientation: int = 1, mode: str = "RGB") -> bytes:
+    """A smooth picture with a bright corner, as a JPEG."""
+    width, height = size
+    ramp = np.linspace(0, 200, width)[None, :] * np.linspace(0.2, 1, height)[:, None]
+    image = Image.fromarray(ramp.astype(np.uint8), "L").convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("size", [(1800, 1000), (1000, 1800), (450, 2000)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_large_jpegs_decoded_at_a_fraction_are_nearly_the_same(
+    size: tuple[int, int], orientation: int, mode: str
+) -> None:
+    target = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    data = large_photograph(size, orientation, mode)
+    whole, scaled = (decode(data, target, 10**8, scaled=scaled) for scaled in (False, True))
+    assert (scaled.width, scaled.height) == (whole.width, whole.height)
+    assert whole.pixels is not None
+    assert scaled.pixels is not None
+    difference = np.abs(whole.pixels.astype(int) - scaled.pixels.astype(int))
+    assert difference.mean() < 1.5
+
+
+def test_the_fraction_is_the_smallest_that_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    resized_from = []
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, *arguments: object, **options: object) -> Image.Image:
+        resized_from.append(image.size)
+        return resize(image, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    target = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    for size in ((1792, 1792), (1791, 1791), (3000, 900)):
+        decode(large_photograph(size), target, 10**8, scaled=True)
+    assert resized_from == [(448, 448), (750, 225)]
+
+
+def test_small_jpegs_and_other_formats_are_decoded_as_ever() -> None:
+    target = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    png = io.BytesIO()
+    Image.effect_noise((2000, 2000), 80).save(png, "PNG")
+    for data in (large_photograph((440, 400)), png.getvalue()):
+        whole, scaled = (decode(data, target, 10**8, scaled=scaled) for scaled in (False, True))
+        assert np.array_equal(whole.pixels, scaled.pixels)
+
+
+def test_a_truncated_large_jpeg_fails_at_a_fraction_too() -> None:
+    target = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    data = large_photograph((2000, 1500))
+    decoded = decode(data[: len(data) // 2], target, 10**8, scaled=True)
+    assert decoded.pixels is None
+    assert decoded.error is not None
+    assert "truncated" in decoded.error
+
+
+def test_the_bound_on_pixels_is_on_the_whole_image() -> None:
+    target = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    decoded = decode(large_photograph((2000, 1500)), target, 2_000_000, scaled=True)
+    assert decoded.error is not None
+    assert "image.max_pixels" in decoded.error
