@@ -11,22 +11,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from captioner import storage
-from captioner.errors import StorageUnavailable
+from captioner.errors import InputError, StorageUnavailable
 from captioner.sources import columns
 
 _AT_ONCE = 32  # remote reads wait for their server, not for a CPU
 _STORAGE_PATIENCE_S = 120.0
 _WEB_PATIENCE_S = 10.0  # one site of many: its image is tried again by --retry-errors
-# Asking again would not help: the answer is about this file.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+# One plain GET: to ask for the size first costs a request, and hides the server's status.
+_STREAM = {"block_size": 0, "size": 1}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,36 @@ Bytes = bytes | Unreadable
 
 
 def read_images(rows: pa.Table, max_bytes: int, image_column: str | None) -> Iterator[Bytes]:
-    """The bytes of each row's image, in order. Holds some dozens of them at a time.
+    """The bytes of each row's image, in order; deleted ones are not looked for.
+
+    Holds some dozens of images at a time.
 
     Raises:
         StorageUnavailable: an object store did not answer for two minutes.
     """
+    deleted = rows["deleted"].is_valid().to_pylist()
+    found = _read_all(rows.filter(pc.is_null(rows["deleted"])), max_bytes, image_column)
+    for gone in deleted:
+        yield Unreadable("deleted") if gone else next(found)
+
+
+def _read_all(rows: pa.Table, max_bytes: int, image_column: str | None) -> Iterator[Bytes]:
     wanted = rows.select(["uri", "offset", "row", "size"]).to_pylist()
-    if rows["row"].null_count < len(rows):
-        for uri, of_file in groupby(wanted, key=itemgetter("uri")):
-            numbers = [row["row"] for row in of_file]
-            yield from _parquet_rows(uri, numbers, max_bytes, image_column)
-        return
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for start in range(0, len(wanted), _AT_ONCE):
-            some = wanted[start : start + _AT_ONCE]
-            each = map if all("://" not in row["uri"] for row in some) else pool.map
-            yield from each(lambda row: _read(max_bytes=max_bytes, **row), some)
+        for parquet, group in groupby(wanted, key=_parquet_file):
+            some = list(group)
+            if parquet is not None:
+                numbers = [row["row"] for row in some]
+                yield from _parquet_rows(parquet, numbers, max_bytes, image_column)
+                continue
+            for start in range(0, len(some), _AT_ONCE):
+                few = some[start : start + _AT_ONCE]
+                each = map if all("://" not in row["uri"] for row in few) else pool.map
+                yield from each(lambda row: _read(max_bytes=max_bytes, **row), few)
+
+
+def _parquet_file(row: dict[str, Any]) -> str | None:
+    return None if row["row"] is None else str(row["uri"])
 
 
 def _read(uri: str, offset: int | None, row: None, size: int | None, max_bytes: int) -> Bytes:
@@ -63,79 +79,116 @@ def _read(uri: str, offset: int | None, row: None, size: int | None, max_bytes: 
 
     def read() -> Bytes:
         if offset is not None and size is not None:
-            data = fs.cat_file(path, start=offset, end=offset + size)
-            if len(data) < size:
-                return Unreadable(f"the shard ends after {len(data):,} of {size:,} bytes")
+            # The range of no bytes is taken for the whole object.
+            data = fs.cat_file(path, start=offset, end=offset + size) if size else b""
+            if len(data) != size:
+                return Unreadable(f"damaged shard: {len(data):,} bytes where {size:,} should be")
         elif size is not None:
             data = fs.cat_file(path)
         else:  # nobody has said how large it is, and a web server may lie about it
-            with fs.open(path, "rb") as file:
-                data = file.read(max_bytes + 1)
-        return _too_large(len(data), max_bytes) if len(data) > max_bytes else data
+            with fs.open(path, "rb", **(_STREAM if _is_web(fs) else {})) as file:
+                data = _up_to(max_bytes + 1, file)
+        return _checked(data, max_bytes)
 
-    try:
-        if storage.is_local(fs):
-            return read()
-        return _patiently(read, _WEB_PATIENCE_S if _is_web(fs) else _STORAGE_PATIENCE_S)
-    except _FINAL as error:
-        return _unreadable(error)
-    except Exception as error:  # fsspec's file systems raise what their clients raise
-        if storage.is_local(fs) or _is_web(fs):
-            return _unreadable(error)
-        raise StorageUnavailable(
-            f"{uri}: no answer for {_STORAGE_PATIENCE_S:.0f} s: {_unreadable(error).reason}. "
-            "The same command goes on later"
-        ) from error
+    return _ask(fs, uri, read)
 
 
-def _patiently(read: Callable[[], Bytes], patience: float) -> Bytes:
+def _up_to(most: int, file: BinaryIO) -> bytes:
+    """A stream from the web gives what has come so far, not as much as one asks for."""
+    parts = []
+    while most and (part := file.read(most)):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
+
+
+def _ask(fs: fsspec.AbstractFileSystem, uri: str, read: Callable[[], T]) -> T | Unreadable:
+    """What ``read`` returns, tried again while the storage does not answer.
+
+    Raises:
+        StorageUnavailable: it never did.
+    """
+    patience = _WEB_PATIENCE_S if _is_web(fs) else _STORAGE_PATIENCE_S
     end, pause = time.monotonic() + patience, 0.5
     while True:
         try:
             return read()
-        except _FINAL:
+        except InputError:
             raise
-        except Exception as error:
-            status = getattr(error, "status", None)  # of aiohttp: the server's own answer
-            final = status is not None and 400 <= status < 500 and status not in (408, 429)
-            if final or time.monotonic() + pause > end:
-                raise
+        except Exception as error:  # fsspec's file systems raise what their clients raise
+            late = time.monotonic() + pause > end
+            if storage.is_local(fs) or _is_final(error) or (_is_web(fs) and late):
+                return _unreadable(error)
+            if late:
+                raise StorageUnavailable(
+                    f"{uri}: no answer for {patience:.0f} s: {_unreadable(error).reason}. "
+                    "The same command goes on later"
+                ) from error
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether asking again would not help: the answer is about this file."""
+    status = getattr(error, "status", None)  # of aiohttp: the server's own answer
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in (408, 429)
+    return isinstance(error, _FINAL) or columns.is_damage(error)
 
 
 def _parquet_rows(
     uri: str, numbers: list[int], max_bytes: int, image_column: str | None
 ) -> Iterator[Bytes]:
-    """Rows of one file in ascending order, row group by row group."""
-    filesystem, path = storage.arrow_filesystem(uri)
-    found = 0
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False) as parquet:
-            column = columns.images(parquet.schema_arrow, image_column, uri)
-            for first, batch in _batches_with(numbers, parquet, column):
-                values = batch.column(0)
-                while found < len(numbers) and numbers[found] < first + len(values):
-                    value = values[numbers[found] - first].as_py()
-                    yield _checked(value["bytes"] if isinstance(value, dict) else value, max_bytes)
-                    found += 1
-    except (OSError, pa.ArrowException) as error:
-        yield from [_unreadable(error)] * (len(numbers) - found)
+    """Rows of one file, in the order of ``numbers``. They are read in the file's order; what
+    comes before its turn is held."""
+    fs, _ = storage.filesystem(uri)
+    left = set(numbers)
+    found: dict[int, Bytes] = {}
+    batches = _batches_with(sorted(left), uri, image_column)
+
+    def read_on() -> bool:
+        nonlocal batches
+        try:
+            first, values = next(batches)
+        except StopIteration:
+            return False
+        except Exception:
+            batches = _batches_with(sorted(left), uri, image_column)
+            raise
+        for number in left.intersection(range(first, first + len(values))):
+            value = values[number - first].as_py()
+            data = value["bytes"] if isinstance(value, dict) else value
+            found[number] = _checked(data, max_bytes)
+        left.difference_update(found)
+        return True
+
+    why_not, ended = Unreadable("its Parquet file has no such row any more"), False
+    for number in numbers:
+        while not ended and number not in found:
+            more = _ask(fs, uri, read_on)
+            if isinstance(more, Unreadable):
+                why_not = more
+            ended = more is not True
+        yield found.pop(number, why_not)
 
 
 def _batches_with(
-    numbers: list[int], parquet: pq.ParquetFile, column: str
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches of the row groups that hold any of these rows, with their first row's number."""
-    first = 0
-    for group in range(parquet.num_row_groups):
-        size = parquet.metadata.row_group(group).num_rows
-        if any(first <= number < first + size for number in numbers):
-            start = first
+    numbers: list[int], uri: str, image_column: str | None
+) -> Iterator[tuple[int, pa.Array]]:
+    """Values of the row groups that hold any of these rows, with their first row's number."""
+    with storage.parquet(uri) as parquet:
+        column = columns.images(parquet.schema_arrow, image_column, uri)
+        first = 0
+        for group in range(parquet.num_row_groups):
+            start, first = first, first + parquet.metadata.row_group(group).num_rows
+            inside = [number for number in numbers if start <= number < first]
+            if not inside:
+                continue
             for batch in parquet.iter_batches(_AT_ONCE, row_groups=[group], columns=[column]):
-                yield start, batch
+                if start > inside[-1]:
+                    break
+                yield start, batch.column(0)
                 start += len(batch)
-        first += size
 
 
 def _checked(data: bytes | None, max_bytes: int) -> Bytes:
@@ -145,7 +198,7 @@ def _checked(data: bytes | None, max_bytes: int) -> Bytes:
 
 
 def _too_large(size: int, max_bytes: int) -> Unreadable:
-    return Unreadable(f"{size:,} bytes, more than image.max_bytes {max_bytes:,}")
+    return Unreadable(f"too large: {size:,} bytes, more than image.max_bytes {max_bytes:,}")
 
 
 def _unreadable(error: Exception) -> Unreadable:
@@ -153,5 +206,4 @@ def _unreadable(error: Exception) -> Unreadable:
 
 
 def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
-    protocols: Any = fs.protocol
-    return "http" in protocols
+    return storage.has_protocol(fs, "http")

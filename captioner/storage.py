@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -42,21 +46,38 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         InputError: no such protocol, or the package for it is not installed.
     """
-    # Listings must not be remembered: other processes write, and millions of names would stay.
-    options = {} if "::" in url else {"use_listings_cache": False}
+    protocol = fsspec.utils.get_protocol(url) if "://" in url else "file"
     try:
-        fs, path = fsspec.core.url_to_fs(url, **options)
+        if is_chain(url):
+            fs, path = fsspec.core.url_to_fs(url)
+            return fs, path
+        options = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(url)
+        # Listings must not be remembered: other processes write, and millions of names would stay.
+        fs = fsspec.filesystem(protocol, **{**options, "use_listings_cache": False})
     except ImportError as error:
-        extra = _EXTRAS.get(fsspec.utils.get_protocol(url))
+        extra = _EXTRAS.get(protocol)
         way_out = f"pip install 'captioner[{extra}]'" if extra else str(error)
         raise InputError(f"{url}: its file system is not installed: {way_out}") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{url}: {error}") from None
-    return fs, path
+    return fs, fs._strip_protocol(url)
+
+
+def is_chain(url: str) -> bool:
+    """Whether one file system stands on another: ``simplecache::s3://`` or ``zip://a::s3://``.
+
+    fsspec takes any ``::`` for one; but file names may have it, and object names do.
+    """
+    return re.search(r"^[^:/]*::.*://|::[^:/]*://", url) is not None
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    return "file" in fs.protocol
+    return has_protocol(fs, "file")
+
+
+def has_protocol(fs: fsspec.AbstractFileSystem, name: str) -> bool:
+    protocols = fs.protocol  # one name, or several for the same
+    return name in ((protocols,) if isinstance(protocols, str) else protocols)
 
 
 def uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
@@ -72,9 +93,35 @@ def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
 
 
+@contextlib.contextmanager
+def parquet(url: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read from, in pieces of moderate size."""
+    fs, path = filesystem(url)
+    with contextlib.ExitStack() as stack:
+        # Arrow's own way to fsspec takes a storage that is away for a file that is not there.
+        source = path if is_local(fs) else stack.enter_context(fs.open(path, "rb"))
+        local = pyarrow.fs.LocalFileSystem() if is_local(fs) else None
+        # By default Arrow reads the whole file ahead; without a buffer, a whole row group.
+        file = pq.ParquetFile(source, filesystem=local, pre_buffer=False, buffer_size=4 << 20)
+        yield stack.enter_context(file)
+
+
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
     return bool(fs.exists(path))
+
+
+def files(url: str, start: str) -> list[str]:
+    """Paths of what is in a directory under names that begin so; none where it is missing.
+
+    Unlike in a glob, a bracket in the directory's name is a bracket.
+    """
+    fs, path = filesystem(url)
+    try:
+        found = fs.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(file for file in found if file.rpartition("/")[2].startswith(start))
 
 
 def remove(url: str) -> None:
@@ -93,13 +140,20 @@ def read_bytes(url: str) -> bytes:
 def write_bytes(url: str, data: bytes) -> None:
     """Write a small file whole. A local reader sees the old or the new file, never half of one."""
     fs, path = filesystem(url)
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    if is_local(fs):
-        partial = f"{path}.partial"
+    folder, _, name = path.rpartition("/")
+    fs.makedirs(folder, exist_ok=True)
+    if not is_local(fs):
+        fs.pipe_file(path, data)
+        return
+    # Of this writer alone; and after a crash, a name that Parquet readers skip.
+    partial = f"{folder}/_{name}.{uuid.uuid4().hex}.partial"
+    try:
         fs.pipe_file(partial, data)
         os.replace(partial, path)
-    else:
-        fs.pipe_file(path, data)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 def write_table(url: str, table: pa.Table, **options: Any) -> None:

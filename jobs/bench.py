@@ -7,6 +7,7 @@ where the figures themselves do not.
 from __future__ import annotations
 
 import contextlib
+import io
 import platform
 import tempfile
 import time
@@ -67,36 +68,49 @@ def _prepared(images: str | None, count: int, overrides: tuple[str, ...]) -> Ite
 
 
 def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
-    target, size = encoder.identity.preprocessing, config.encoder.batch_size
-    threads = session.cores()
+    size, threads = config.encoder.batch_size, session.cores()
+    files = _files(config, min(total, 8 * size))
+    pixels = _pixels(files, config, encoder)
+    batches = [pixels[start : start + size] for start in range(0, len(pixels) - size + 1, size)]
+    encoder.encode(batches[0])
+
+    def ceiling() -> float:
+        images = len(batches) * size
+        return images / seconds(lambda: [encoder.encode(batch) for batch in batches])
 
     def loop() -> int:
         found = encode_source(config.source, encoder, size, threads, config.image)
         return sum(len(batch.image_ids) for batch in found)
 
-    some = _pixels(config, encoder, min(total, 8 * size))
-    batches = [some[start : start + size] for start in range(0, len(some) - size + 1, size)]
-    encoder.encode(batches[0])
-    ceiling = len(batches) * size / seconds(lambda: [encoder.encode(batch) for batch in batches])
-    decoding, scaled = _decoding(config, encoder)
+    before = ceiling()
     plain = total / seconds(loop)
     # The encoders are up before the first image is decoded: else the images that were decoded
     # while they started would count as encoded for nothing.
     DataContext.get_current().wait_for_min_actors_s = 600
     result = extraction.extract(config)
-    row("decode alone, one core", decoding, "images/s")
-    row("the same with image.scaled_decode", scaled, "images/s", scaled / decoding)
-    row("(a) encoder alone, on ready pixels", ceiling, "images/s")
-    row("(b) plain loop: read, decode, encode", plain, "images/s", plain / ceiling)
+    bare = (before + ceiling()) / 2  # machines get faster and slower in the course of minutes
     job = result["steady_images_per_second"]
-    row("(c) Ray job in steady state, with writing", job, "images/s", job / ceiling)
-    start_up = result["seconds"] - total / job
-    click.echo(f"{'    its start-up':44} {start_up:9,.1f} s")
-    needed = ceiling / decoding
-    click.echo(
-        f"\nOne encoder on {target.width} x {target.height} pixels is fed by {needed:.1f} decoding "
-        f"cores; cosine similarity with image.scaled_decode: {_similarity(config, encoder):.5f}"
+    row("(a) encoder alone, on ready pixels", bare, "images/s")
+    row("(b) plain loop: read, decode, encode", plain, "images/s", plain / bare)
+    row("(c) Ray job in steady state, with writing", job, "images/s", job / bare)
+    click.echo(f"{'    its start-up':44} {result['seconds'] - total / job:9.1f} s\n")
+
+    decoding = len(files) / seconds(lambda: _pixels(files, config, encoder))
+    row("decoding, one core", decoding, "images/s")
+    click.echo(f"{'cores that decode for one such encoder':44} {bare / decoding:9.2f}")
+    large = [_enlarged(data) for data in files[:size]]
+    once, scaled = (
+        len(large) / seconds(lambda s=scaled: _pixels(large, config, encoder, s))  # type: ignore[misc]
+        for scaled in (False, True)
     )
+    row("decoding, the same at 12 megapixels", once, "images/s")
+    row("  with image.scaled_decode", scaled, "images/s", scaled / once)
+    pair = [
+        encoder.encode(_pixels(large, config, encoder, scaled))[0].float()
+        for scaled in (False, True)
+    ]
+    cosine = float(torch.nn.functional.cosine_similarity(*pair).mean())
+    click.echo(f"{'  cosine similarity of the embeddings':44} {cosine:9.5f}")
 
 
 def _files(config: JobConfig, count: int) -> list[bytes]:
@@ -105,33 +119,19 @@ def _files(config: JobConfig, count: int) -> list[bytes]:
     return [path.read_bytes() for path in paths[:count]]
 
 
-def _pixels(config: JobConfig, encoder: Encoder, count: int, scaled: bool = False) -> Any:
+def _pixels(files: list[bytes], config: JobConfig, encoder: Encoder, scaled: bool = False) -> Any:
     """``(images, height, width, 3) uint8`` of those that can be decoded."""
     target, most = encoder.identity.preprocessing, config.image.max_pixels
-    images = [decode(data, target, most, scaled=scaled).pixels for data in _files(config, count)]
+    images = [decode(data, target, most, scaled=scaled).pixels for data in files]
     return np.stack([image for image in images if image is not None])
 
 
-def _decoding(config: JobConfig, encoder: Encoder) -> tuple[float, float]:
-    """Images a second on one core, without and with scaled decoding."""
-    target, most = encoder.identity.preprocessing, config.image.max_pixels
-    files = _files(config, 200)
-    rates = [
-        len(files)
-        / seconds(lambda s=scaled: [decode(data, target, most, scaled=s) for data in files])  # type: ignore[misc]
-        for scaled in (False, True)
-    ]
-    return rates[0], rates[1]
-
-
-def _similarity(config: JobConfig, encoder: Encoder) -> float:
-    """The mean cosine similarity of embeddings with and without scaled decoding."""
-    count = config.encoder.batch_size
-    pair = [
-        encoder.encode(_pixels(config, encoder, count, scaled))[0].float()
-        for scaled in (False, True)
-    ]
-    return float(torch.nn.functional.cosine_similarity(*pair).mean())
+def _enlarged(data: bytes) -> bytes:
+    """The picture at the size that cameras make."""
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
 
 
 def search() -> None:

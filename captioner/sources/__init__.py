@@ -66,18 +66,23 @@ def _kind(source: Source) -> str:
 def _files(url: str, suffix: str) -> list[tuple[str, str]]:
     """Files of a glob, of a directory tree, or the one; each with its name in image ids."""
     fs, path = storage.filesystem(url)
-    if any(character in path for character in "*?["):
-        found = fs.glob(path)
-        fixed = path[: min(path.index(c) for c in "*?[" if c in path)]
-        root = fixed.rpartition("/")[0]
-    elif fs.isdir(path):
+    if fs.isfile(path):
+        return [(storage.uri(fs, path), path.rpartition("/")[2])]
+    if fs.isdir(path):
         root, found = path.rstrip("/"), fs.find(path)
-    elif fs.exists(path):
-        root, found = path.rpartition("/")[0], [path]
+    elif any(character in path for character in "*?["):
+        fixed = path[: min(path.index(c) for c in "*?[" if c in path)]
+        root, found = fixed.rpartition("/")[0], fs.glob(path)
     else:
         raise InputError(f"{url}: not there (source.images)")
+    named = [(file, file[len(root) :].lstrip("/")) for file in sorted(found)]
     return [
-        (storage.uri(fs, file), file[len(root) + 1 :])
-        for file in sorted(found)
-        if file.lower().endswith(suffix)
+        (storage.uri(fs, file), name)
+        for file, name in named
+        if name.lower().endswith(suffix) and not _is_aside(name)
     ]
+
+
+def _is_aside(name: str) -> bool:
+    """What others leave beside their shards: ``_SUCCESS``, ``_temporary/``, hidden checksums."""
+    return any(part.startswith(("_", ".")) for part in name.split("/"))

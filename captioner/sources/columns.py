@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from captioner import storage
 from captioner.config import Source
@@ -17,8 +18,8 @@ KEYS = ("key", "__key__", "image_id", "id")
 
 
 def read_schema(url: str) -> pa.Schema:
-    filesystem, path = storage.arrow_filesystem(url)
-    return pq.read_schema(path, filesystem=filesystem)
+    with storage.parquet(url) as file:
+        return file.schema_arrow
 
 
 def has_image_bytes(url: str, source: Source) -> bool:
@@ -30,8 +31,7 @@ def has_image_bytes(url: str, source: Source) -> bool:
         schema = read_schema(url)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{url}: not a readable Parquet file: {error}") from None
-    name = _find(schema, source.image_column, IMAGES)
-    return name is not None and _is_bytes(schema.field(name).type)
+    return _find(schema, source.image_column, IMAGES, _is_bytes) is not None
 
 
 def images(schema: pa.Schema, chosen: str | None, url: str) -> str:
@@ -40,8 +40,8 @@ def images(schema: pa.Schema, chosen: str | None, url: str) -> str:
     Raises:
         InputError: there is none.
     """
-    name = _find(schema, chosen, IMAGES)
-    if name is None or not _is_bytes(schema.field(name).type):
+    name = _find(schema, chosen, IMAGES, _is_bytes)
+    if name is None:
         raise InputError(f"{url}: {_missing('image bytes', chosen, schema)} (source.image_column)")
     return f"{name}.bytes" if pa.types.is_struct(schema.field(name).type) else name
 
@@ -52,8 +52,8 @@ def uris(schema: pa.Schema, chosen: str | None, url: str) -> str:
     Raises:
         InputError: there is none.
     """
-    name = _find(schema, chosen, URIS)
-    if name is None or not _is_text(schema.field(name).type):
+    name = _find(schema, chosen, URIS, _is_text)
+    if name is None:
         raise InputError(f"{url}: {_missing('URIs', chosen, schema)} (source.image_column)")
     return name
 
@@ -69,12 +69,31 @@ def key(schema: pa.Schema, chosen: str | None, url: str) -> str | None:
 def as_captions(value: object) -> list[str]:
     """The captions of a row: one text, a list of texts, or nothing."""
     values = value if isinstance(value, list) else [value]
-    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
+    texts = [_utf8(text).strip() for text in values if isinstance(text, str)]
+    return [text for text in texts if text]
 
 
-def _find(schema: pa.Schema, chosen: str | None, usual: tuple[str, ...]) -> str | None:
+def _utf8(text: str) -> str:
+    """JSON may have half of a surrogate pair, which Arrow takes for an error."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether Arrow complains of a file's content, and not a storage of its absence."""
+    # Arrow's own errors of reading have no number.
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+
+
+def _find(
+    schema: pa.Schema,
+    chosen: str | None,
+    usual: tuple[str, ...],
+    fits: Callable[[pa.DataType], bool] = lambda kind: True,
+) -> str | None:
     names = [chosen] if chosen else usual
-    return next((name for name in names if name in schema.names), None)
+    return next(
+        (name for name in names if name in schema.names and fits(schema.field(name).type)), None
+    )
 
 
 def _optional(

@@ -13,9 +13,11 @@ import pyarrow as pa
 from captioner import storage
 from captioner.config import Source
 from captioner.errors import InputError
-from captioner.sources.listing import Part, Rows, Version, matches
+from captioner.sources.listing import Part, Rows, Version, is_utf8, matches
 
 ENOUGH = 64  # directories to list at the same time
+_GONE = "gone while it was listed"
+_NOTHING = Version(None, None, None)
 _THREADS = 32  # a listing waits for its server, not for a CPU
 
 
@@ -52,7 +54,7 @@ def parts(source: Source) -> list[Part]:
 
 def _trees_in(part: Part, source: Source) -> Iterator[Part]:
     fs, path = storage.filesystem(part.url)
-    for entry in _entries(fs, path):
+    for entry in _entries(fs, path, part.prefix):
         prefix = f"{part.prefix}/{entry.name}" if part.prefix else entry.name
         if entry.kind == "directory" and not _why_not_below(prefix, source):
             yield Part("tree", storage.join(part.url, entry.name), prefix)
@@ -65,7 +67,7 @@ def list_files(part: Part, source: Source) -> Iterator[pa.Table]:
     below = [(path.rstrip("/"), part.prefix)]
     while below:
         directory, prefix = below.pop()
-        for entry in _entries(fs, directory):
+        for entry in _entries(fs, directory, prefix):
             image_id = f"{prefix}/{entry.name}" if prefix else entry.name
             if entry.kind == "directory":
                 if reason := _why_not_below(image_id, source):
@@ -84,36 +86,56 @@ def list_files(part: Part, source: Source) -> Iterator[pa.Table]:
 def _why_not_below(prefix: str, source: Source) -> str | None:
     if prefix.rpartition("/")[2].startswith("."):
         return "hidden directory"
+    if not is_utf8(prefix):
+        return "name of a directory is not UTF-8"
     if any("/" in glob and matches(f"{prefix}/", glob) for glob in source.exclude):
         return "directory in source.exclude"
     return None
 
 
-def _entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Entry]:
+def _entries(fs: fsspec.AbstractFileSystem, path: str, prefix: str) -> Iterator[Entry]:
     try:
         yield from _local_entries(path) if storage.is_local(fs) else _remote_entries(fs, path)
     except PermissionError as error:
         # Passing over it would tell the next stage that its images are gone.
         raise InputError(
-            f"{path}: cannot be listed ({error}). Leave it out with source.exclude=['*/NAME/*']"
+            f"{path}: cannot be listed ({error}). To leave it out, add {f'{prefix}/*'!r} to "
+            "source.exclude"
         ) from None
+    except FileNotFoundError:
+        yield Entry("", _GONE, _NOTHING)
 
 
 def _local_entries(path: str) -> Iterator[Entry]:
     """``os.scandir`` is a stream where fsspec's listing is a list."""
     with os.scandir(path or "/") as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield Entry(entry.name, "directory", Version(None, None, None))
-            elif entry.is_dir():  # may lead back to where we came from
-                yield Entry(entry.name, "link to a directory", Version(None, None, None))
-            elif not entry.is_file():
-                kind = "broken link" if entry.is_symlink() else "neither file nor directory"
-                yield Entry(entry.name, kind, Version(None, None, None))
-            else:
+            kind = _kind(entry)
+            if kind != "file":
+                yield Entry(entry.name, kind, _NOTHING)
+                continue
+            try:
                 status = entry.stat()
-                version = {"size": status.st_size, "mtime": status.st_mtime}
-                yield Entry(entry.name, "file", Version.of(version))
+            except FileNotFoundError:
+                yield Entry(entry.name, _GONE, _NOTHING)
+                continue
+            version = {"size": status.st_size, "mtime": status.st_mtime}
+            yield Entry(entry.name, "file", Version.of(version))
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_dir(follow_symlinks=False):
+        return "directory"
+    try:
+        if entry.is_dir():  # may lead back to where we came from
+            return "link to a directory"
+        if entry.is_file():
+            return "file"
+    except PermissionError:
+        raise
+    except OSError:  # a link to itself, or through a file
+        return "broken link"
+    return "broken link" if entry.is_symlink() else "neither file nor directory"
 
 
 def _remote_entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fnmatch
 from collections import Counter
@@ -54,7 +55,8 @@ class Version:
         for key in ("mtime", "LastModified", "last_modified", "updated"):
             value = details.get(key)
             if isinstance(value, int | float):
-                modified = datetime.datetime.fromtimestamp(value, tz=datetime.UTC)
+                with contextlib.suppress(ValueError, OverflowError):  # beyond the year 9999
+                    modified = datetime.datetime.fromtimestamp(value, tz=datetime.UTC)
             elif isinstance(value, datetime.datetime):
                 modified = value
         etag = details.get("ETag") or details.get("etag")
@@ -102,15 +104,21 @@ def why_not(image_id: str, source: Source) -> str | None:
     """Why a file of this relative path is left out; None: it may be an image."""
     if image_id.rpartition("/")[2].startswith("."):
         return "hidden file"
-    try:
-        image_id.encode()
-    except UnicodeEncodeError:
+    if not is_utf8(image_id):
         return "name is not UTF-8"
     if not any(matches(image_id, glob) for glob in source.include):
         return "not in source.include"
     if any(matches(image_id, glob) for glob in source.exclude):
         return "in source.exclude"
     return None
+
+
+def is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def matches(image_id: str, glob: str) -> bool:

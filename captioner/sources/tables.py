@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from captioner import storage
 from captioner.config import Source
@@ -34,15 +33,16 @@ def list_rows(part: Part, source: Source) -> Iterator[pa.Table]:
                 rows.add(image_id, part.url, version, row=number, captions=captions)
                 yield from rows.full()
     except (pa.ArrowException, OSError) as error:
+        if not columns.is_damage(error):  # of the storage: its images are still there
+            raise
         rows.skip(f"the rest of a damaged Parquet file: {part.prefix} ({error})"[:300])
     yield from rows.rest()
 
 
 def _named(url: str, key: str | None, caption: str | None) -> Iterator[tuple[int, str, list[str]]]:
     """Number, name and captions of each row."""
-    filesystem, path = storage.arrow_filesystem(url)
     number = 0
-    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+    with storage.parquet(url) as parquet:
         # Without any column, batches still have their rows.
         for batch in parquet.iter_batches(ROWS, columns=[name for name in (key, caption) if name]):
             for row in batch.to_pylist():
@@ -54,9 +54,9 @@ def _named(url: str, key: str | None, caption: str | None) -> Iterator[tuple[int
 
 def rows_per_group(url: str) -> int:
     """Rows of the file's first row group, within bounds; 1 where it cannot be read."""
-    filesystem, path = storage.arrow_filesystem(url)
     try:
-        metadata = pq.read_metadata(path, filesystem=filesystem)
+        with storage.parquet(url) as parquet:
+            metadata = parquet.metadata
     except (pa.ArrowException, OSError):
         return 1
     return min(metadata.row_group(0).num_rows, 16_384) if metadata.num_row_groups else 1

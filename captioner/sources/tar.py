@@ -53,6 +53,9 @@ def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
                         key, sample, captions = name, [], []
                     captions = captions or _captions(tar, member)
                     sample.append(member)
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes it for the end
+                    raise tarfile.ReadError("neither a member nor the end")
         except tarfile.ReadError as error:  # what stands before the damage is listed
             rows.skip(f"the rest of a damaged or compressed tar file: {part.prefix} ({error})")
     yield from finish()
@@ -75,6 +78,6 @@ def _captions(tar: tarfile.TarFile, member: tarfile.TarInfo) -> list[str]:
         return columns.as_captions(text)
     try:
         document = json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or a number too long for Python
         return []
     return columns.as_captions(document.get("caption")) if isinstance(document, dict) else []

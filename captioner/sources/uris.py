@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from captioner import storage
 from captioner.config import Source
@@ -32,15 +31,20 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
     fs, path = storage.filesystem(part.url)
     folder = part.url.rpartition("/")[0]
     lines = _parquet(part, source) if path.lower().endswith(".parquet") else _text(fs, path)
-    for where, key, uri, captions in lines:
-        if uri is None:
-            rows.skip("null in the list")
-            continue
-        check(uri, source.allow_http, f"{part.url}, {where}")
-        if rows.wants(uri.partition("?")[0]):
-            place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
-            rows.add(key or uri, place, Version(None, None, None), captions=captions)
-            yield from rows.full()
+    try:
+        for where, key, uri, captions in lines:
+            if not uri:
+                rows.skip("null in the list")
+                continue
+            check(uri, source.allow_http, f"{part.url}, {where}")
+            if rows.wants(uri.partition("?")[0]):
+                place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
+                rows.add(key or uri, place, Version(None, None, None), captions=captions)
+                yield from rows.full()
+    except (pa.ArrowException, OSError) as error:
+        if not columns.is_damage(error):
+            raise
+        rows.skip(f"the rest of a damaged Parquet file: {part.prefix} ({error})"[:300])
     yield from rows.rest()
 
 
@@ -55,15 +59,15 @@ def check(uri: str, allow_http: bool, where: str) -> None:
             f"{where}: {uri[:200]}: the list asks for files from the web; "
             "if that is meant, set source.allow_http=true"
         )
-    if "::" in uri or protocol not in _PROTOCOLS | _HTTP:
+    if storage.is_chain(uri) or protocol not in _PROTOCOLS | _HTTP:
         raise InputError(f"{where}: {uri[:200]}: not a protocol that a list may use")
 
 
-Line = tuple[str, str | None, str | None, list[str]]  # where, key, URI, captions
+Line = tuple[str, str | None, str, list[str]]  # where, key, URI, captions
 
 
 def _text(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
-    with fs.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
+    with fs.open(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             if text := line.strip():
                 yield f"line {number}", None, text, []
@@ -74,13 +78,12 @@ def _parquet(part: Part, source: Source) -> Iterator[Line]:
     uri = columns.uris(schema, source.image_column, part.url)
     key = columns.key(schema, source.key_column, part.url)
     caption = columns.captions(schema, source.caption_column, part.url)
-    filesystem, path = storage.arrow_filesystem(part.url)
     number = 0
-    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+    with storage.parquet(part.url) as parquet:
         wanted = [name for name in (uri, key, caption) if name]
         for batch in parquet.iter_batches(ROWS, columns=wanted):
             for row in batch.to_pylist():
                 name = None if key is None or row[key] is None else str(row[key])
                 captions = columns.as_captions(row[caption]) if caption else []
-                yield f"row {number}", name, row[uri], captions
+                yield f"row {number}", name, (row[uri] or "").strip(), captions
                 number += 1

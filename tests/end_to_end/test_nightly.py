@@ -153,4 +153,3 @@ def test_a_source_that_has_mostly_vanished_changes_nothing(
     captioner(*command, "--set", "source.max_deleted=1")
     rows = rows_of(tmp_path / "run" / "features")
     assert sum(row["error"] == "deleted from the source" for row in rows.values()) == 45
-

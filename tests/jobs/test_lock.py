@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from captioner import storage
+from captioner.errors import InputError
+from jobs import lock
+
+
+@pytest.fixture(params=["local", "memory"])
+def run(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A run directory that is not there yet, and a lock that beats fast."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    monkeypatch.setattr(lock, "_SILENCE_S", 1.0)
+    memory = f"memory://lock-{uuid.uuid4().hex}"
+    yield str(tmp_path / "run") if request.param == "local" else f"{memory}/run"
+    storage.remove(memory)
+
+
+@pytest.fixture
+def local_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(lock, "_SILENCE_S", 1.0)
+    return str(tmp_path / "run")
+
+
+def is_locked(run: str) -> bool:
+    return storage.exists(storage.join(run, lock.NAME))
+
+
+def leave(run: str, **holder: Any) -> dict[str, Any]:
+    """The lock of a holder that has fallen silent."""
+    left = {"host": "elsewhere", "process": 1, "token": "its own", "beat": 7, **holder}
+    storage.write_json(storage.join(run, lock.NAME), left)
+    return left
+
+
+def seconds_to_hold(run: str) -> float:
+    started = time.monotonic()
+    with lock.hold(run):
+        return time.monotonic() - started
+
+
+def test_a_run_directory_is_locked_while_the_block_runs(run: str) -> None:
+    with lock.hold(run):
+        assert is_locked(run)
+        holder = storage.read_json(storage.join(run, lock.NAME))
+        assert (holder["host"], holder["process"]) == (socket.gethostname(), os.getpid())
+    assert not is_locked(run)
+    assert seconds_to_hold(run) < 0.5  # again at once
+
+
+def test_the_lock_is_released_whatever_happens(run: str) -> None:
+    with pytest.raises(ZeroDivisionError), lock.hold(run):
+        raise ZeroDivisionError
+    assert not is_locked(run)
+
+
+def test_a_second_command_is_refused_while_the_first_beats(run: str) -> None:
+    with lock.hold(run):
+        message = rf"_lock\.json: process {os.getpid()} on .* is at work in this run directory"
+        with pytest.raises(InputError, match=message), lock.hold(run):
+            pass
+        assert is_locked(run)  # it has not taken the lock with it
+    assert not is_locked(run)
+
+
+def test_other_run_directories_are_free(run: str) -> None:
+    with lock.hold(run), lock.hold(f"{run}2"):
+        assert is_locked(run)
+        assert is_locked(f"{run}2")
+
+
+@contextlib.contextmanager
+def holder(run: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock."""
+    code = (
+        "import sys, time; from jobs import lock; lock.BEAT_S = 0.2\n"
+        "with lock.hold(sys.argv[1]):\n"
+        "    print('held', flush=True); time.sleep(100)"
+    )
+    command = [sys.executable, "-c", code, run]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(local_run: str) -> None:
+    with holder(local_run) as process:
+        process.kill()
+        process.wait()
+        assert is_locked(local_run)
+        assert seconds_to_hold(local_run) < 0.5
+    assert not is_locked(local_run)
+
+
+def test_the_lock_of_a_living_process_is_not(local_run: str) -> None:
+    with holder(local_run) as process:
+        message = rf"process {process.pid} on .* is at work"
+        with pytest.raises(InputError, match=message), lock.hold(local_run):
+            pass
+
+
+def test_a_silent_holder_elsewhere_is_taken_for_dead_after_a_while(run: str) -> None:
+    leave(run)
+    assert 1.0 <= seconds_to_hold(run) < 3.0
+    assert not is_locked(run)
+
+
+def test_a_process_of_another_container_is_not_looked_for_here(run: str) -> None:
+    """Containers may share the name of their host, and not their processes."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    here = {**lock._here(), "process": dead.pid}
+    leave(run, **here)
+    assert seconds_to_hold(run) < 0.5
+    leave(run, **{**here, "processes": "pid:[1]"})
+    assert seconds_to_hold(run) >= 1.0
+
+
+def test_a_holder_elsewhere_that_beats_is_alive(run: str) -> None:
+    over = threading.Event()
+    left = leave(run)
+
+    def beat() -> None:
+        while not over.wait(0.05):
+            left["beat"] += 1
+            leave(run, **left)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(InputError, match="process 1 on elsewhere is at work"), lock.hold(run):
+            pass
+    finally:
+        over.set()
+        thread.join()
+    assert is_locked(run)
+
+
+def test_of_two_that_come_together_the_first_gives_way(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While this one waits to see whether it is alone, the other writes its lock.
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: leave(run))
+    with pytest.raises(InputError, match="another command has just begun"), lock.hold(run):
+        pass
+    assert storage.read_json(storage.join(run, lock.NAME))["token"] == "its own"
+
+
+def test_who_was_taken_for_dead_leaves_the_lock_to_its_new_holder(run: str) -> None:
+    with lock.hold(run):
+        left = leave(run)
+        time.sleep(0.3)  # several beats
+        assert storage.read_json(storage.join(run, lock.NAME)) == left
+    assert storage.read_json(storage.join(run, lock.NAME)) == left
+
+
+def test_a_lock_that_is_gone_comes_back_and_is_released(run: str) -> None:
+    url = storage.join(run, lock.NAME)
+    with lock.hold(run):
+        storage.remove(url)
+        end = time.monotonic() + 5
+        while not storage.exists(url):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    assert not is_locked(run)
+
+
+def test_parquet_readers_do_not_see_the_lock(local_run: str) -> None:
+    storage.write_table(f"{local_run}/part.parquet", pa.table({"x": [1]}))
+    with lock.hold(local_run):
+        assert pq.read_table(local_run)["x"].to_pylist() == [1]
