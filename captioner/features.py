@@ -7,6 +7,7 @@ fixed-shape tensor. Who made the features stands in each file's metadata.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,12 +106,15 @@ def count_rows(url: str) -> int:
 @dataclass(frozen=True)
 class Counts:
     rows: int
-    errors: dict[str, int]  # by reason
+    errors: dict[str, int]  # by the first words of the reason, the most frequent first
 
 
 def count(url: str) -> Counts:
     """Rows, and failed rows by reason, of feature or caption shards."""
     dataset = manifest.dataset(url)
-    reasons = dataset.to_table(columns=["error"]).column("error").drop_null().value_counts()
-    errors = {entry["values"].as_py(): entry["counts"].as_py() for entry in reasons}
-    return Counts(int(dataset.count_rows()), errors)
+    errors: Counter[str] = Counter()
+    for batch in dataset.to_batches(columns=["error"], filter=pc.is_valid(pc.field("error"))):
+        # What follows the colon is of one image alone: a path, a size.
+        words = pc.list_element(pc.split_pattern(batch["error"], ":", max_splits=1), 0)
+        errors.update({e["values"].as_py(): e["counts"].as_py() for e in words.value_counts()})
+    return Counts(int(dataset.count_rows()), dict(errors.most_common()))

@@ -61,7 +61,9 @@ def decode(
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
                 if width * height > max_pixels:
-                    reason = f"{width * height:,} pixels, more than image.max_pixels {max_pixels:,}"
+                    reason = (
+                        f"too many pixels: {width * height:,} of image.max_pixels {max_pixels:,}"
+                    )
                     return Decoded(None, width, height, reason)
                 if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # turned by 90 degrees
                     width, height = height, width
@@ -77,7 +79,7 @@ def decode(
     except UnidentifiedImageError:
         return Decoded(None, None, None, "empty file" if not data else "not an image")
     except Image.DecompressionBombError as error:  # beyond Pillow's own bound: opened, not decoded
-        reason = f"more pixels than image.max_pixels {max_pixels:,}: {error}"
+        reason = f"too many pixels: more than image.max_pixels {max_pixels:,}; {error}"
         return Decoded(None, width, height, reason[:200])
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error ...
         return Decoded(None, width, height, f"{type(error).__name__}: {error}"[:200])

@@ -16,6 +16,7 @@ import ray
 
 from captioner import storage
 from captioner.config import Image, Source
+from captioner.errors import StorageUnavailable
 from captioner.images import Decoded, Preprocessing, decode
 from captioner.reading import Bytes, Unreadable, read_images
 from captioner.sources import Part
@@ -30,9 +31,12 @@ def list_part(rows: pa.Table, source: Source, tally: Any) -> Iterator[pa.Table]:
     """One part of the source -> the images in it."""
     with telling(tally):
         for row in rows.to_pylist():
-            for table in list_images(Part(**row), source):
-                tally.add.remote(table["skipped"].null_count, {})
-                yield table
+            try:
+                for table in list_images(Part(**row), source):
+                    tally.add.remote(table["skipped"].null_count, {})
+                    yield table
+            except OSError as error:  # to pass over it would mean that its images are gone
+                raise StorageUnavailable(f"{row['url']}: cannot be listed: {error}") from error
 
 
 def decode_block(
@@ -45,9 +49,10 @@ def decode_block(
 ) -> Iterator[pa.Table]:
     """Read and decode a block's images, ``at_once`` in a table."""
     with telling(tally):
+        # One stream for the block: rows of a Parquet row group are read together.
+        found = read_images(rows, limits.max_bytes, image_column)
         for start in range(0, len(rows), at_once):
             some = rows.slice(start, at_once)
-            found = read_images(some, limits.max_bytes, image_column)
             images = [
                 _decode(deleted, data, target, limits)
                 for deleted, data in zip(some["deleted"].to_pylist(), found)
@@ -65,7 +70,7 @@ def _decode(deleted: datetime | None, data: Bytes, target: Preprocessing, limits
 
 def with_pixels(rows: pa.Table, images: Sequence[Decoded], target: Preprocessing) -> pa.Table:
     """Add ``width height error`` and ``pixels``."""
-    valid = pa.array([image.pixels is not None for image in images])
+    valid = pa.array([image.pixels is not None for image in images], pa.bool_())
     # One buffer, filled in place: a bytes object of each image would copy all of them twice.
     pixels = np.zeros((len(images), target.height, target.width, 3), np.uint8)
     for place, image in zip(pixels, images):

@@ -234,8 +234,9 @@ def readable_errors(tally: Any, target: str) -> Iterator[None]:
 
 def _drop_outdated(target: str, current: Any) -> None:
     """Remove rows of images that have changed, or were tried again, since they were written."""
-    fs, path = storage.filesystem(target)
-    files = [{"path": file} for file in sorted(fs.glob(f"{path}/*.parquet"))]
+    fs, _ = storage.filesystem(target)
+    shards = (file for file in storage.files(target, "") if file.endswith(".parquet"))
+    files = [{"path": file} for file in shards]
     ray.data.from_items(files).map_batches(
         drop_outdated,
         fn_args=(fs, ray.put(np.asarray(current))),
