@@ -18,7 +18,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from captioner import config as configuration
 from captioner import features, manifest
@@ -112,15 +112,8 @@ def extract_nothing(config: JobConfig) -> dict[str, Any]:
             batch_format="pyarrow",
             num_cpus=config.cluster.decode_cpus,
         )
-        return pixels.map_batches(
-            EncodeNothing,
-            fn_constructor_args=(schema, tally),
-            compute=ActorPoolStrategy(size=pool.count),
-            batch_size=config.encoder.batch_size,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
+        size = config.encoder.batch_size
+        return stream.in_pool(pixels, EncodeNothing, (schema, tally), size, pool)
 
     rows = stream.Input(config.at("manifest"), extract.COLUMNS)
     size = config.features.rows_per_file

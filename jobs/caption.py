@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from captioner import features, manifest, storage
 from captioner.config import Encoder as EncoderOptions
@@ -73,15 +73,9 @@ def _caption(
     pool = session.encoders(config.cluster)
 
     def build(images: Dataset, tally: Any) -> Dataset:
-        return prepared(images, tally).map_batches(
-            CaptionRows,
-            fn_constructor_args=(storage.resolve(model_url), config.search, encoder, pool, tally),
-            compute=ActorPoolStrategy(size=pool.count),
-            batch_size=config.caption.batch_size,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
+        arguments = (storage.resolve(model_url), config.search, encoder, pool, tally)
+        ready = prepared(images, tally)
+        return stream.in_pool(ready, CaptionRows, arguments, config.caption.batch_size, pool)
 
     target, size = config.at("captions"), config.caption.rows_per_file
     summary = stream.run("caption", rows, target, schema, size, config, build)

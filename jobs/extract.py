@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from captioner import features
 from captioner.config import Encoder as EncoderOptions
@@ -41,20 +41,12 @@ def extract(config: JobConfig) -> dict[str, Any]:
 
     def build(images: Dataset, tally: Any) -> Dataset:
         pixels = stream.decoded(images, identity.preprocessing, config, tally)
-        return pixels.map_batches(
-            EncodeImages,
-            fn_constructor_args=(config.encoder, pool, schema, tally),
-            compute=ActorPoolStrategy(size=pool.count),
-            batch_size=config.encoder.batch_size,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
+        arguments = (config.encoder, pool, schema, tally)
+        return stream.in_pool(pixels, EncodeImages, arguments, config.encoder.batch_size, pool)
 
     rows = stream.Input(config.at("manifest"), COLUMNS)
     size = config.features.rows_per_file
-    summary = stream.run("extract", rows, config.at("features"), schema, size, config, build)
-    return summary
+    return stream.run("extract", rows, config.at("features"), schema, size, config, build)
 
 
 class EncodeImages:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
 from ray.data._internal.savemode import SaveMode
 from ray.data.checkpoint import CheckpointConfig
@@ -31,6 +31,7 @@ from captioner.errors import StorageUnavailable
 from captioner.images import Preprocessing
 from jobs import progress
 from jobs.blocks import decode_block, drop_outdated, newer
+from jobs.session import Workers
 
 _ROWS_PER_GROUP = 256  # of a row group: what a reader of some rows has to read at least
 
@@ -263,4 +264,23 @@ def decoded(images: Dataset, target: Preprocessing, config: JobConfig, tally: An
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=config.cluster.decode_cpus,
+    )
+
+
+def in_pool(
+    rows: Dataset, actor: type, arguments: tuple[Any, ...], batch_size: int, pool: Workers
+) -> Dataset:
+    """Pass rows through a pool of actors, in batches of exactly this size, whatever the blocks."""
+    return rows.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        compute=ActorPoolStrategy(size=pool.count),
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        # A killed actor starts again. Said here, it also keeps Ray from fusing the decoding tasks
+        # into the actors, as it does where both ask for the same: one core would decode for each.
+        max_restarts=-1,
+        max_task_retries=-1,
     )
