@@ -1,0 +1,66 @@
+"""The wiring of Ray Data that a later version of Ray might undo."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from captioner import manifest
+from jobs import session, stream
+from jobs.session import Workers
+
+
+class MarkActor:
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return rows.append_column("actor", pa.array([os.getpid()] * len(rows)))
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> str:
+    pq.write_table(pa.table({"serial": range(1000)}), tmp_path / "numbers.parquet")
+    return str(tmp_path)
+
+
+def test_tasks_are_not_fused_into_the_actors_after_them(cluster: str, numbers: str) -> None:
+    """Both claim one CPU. Fused, an actor would have one core to decode for it."""
+
+    def mark_task(rows: pa.Table) -> pa.Table:
+        return rows.append_column("task", pa.array([os.getpid()] * len(rows)))
+
+    rows = stream.read(numbers, ["serial"], 50).map_batches(
+        mark_task, batch_size=None, batch_format="pyarrow", num_cpus=1
+    )
+    found = stream.in_pool(rows, MarkActor, (), 64, Workers(1, 1, 0)).take_all()
+    assert len(found) == 1000
+    assert not {row["task"] for row in found} & {row["actor"] for row in found}
+
+
+def test_files_are_bounded_and_row_groups_small(
+    cluster: str, numbers: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    out = tmp_path_factory.mktemp("out")
+    schema = pa.schema([("serial", pa.int64())])
+    shards = stream.Shards(str(out), schema, rows_per_file=600, block=50)
+    stream.read(numbers, ["serial"], 50).write_datasink(shards)
+    files = [pq.read_metadata(file) for file in out.glob("*.parquet")]
+    assert sum(file.num_rows for file in files) == 1000
+    assert max(file.num_rows for file in files) <= 600
+    groups = [f.row_group(i).num_rows for f in files for i in range(f.num_row_groups)]
+    assert max(groups) <= 256
+
+
+def test_rows_that_are_out_of_date_are_gone_from_their_files(cluster: str, tmp_path: Path) -> None:
+    for part in range(4):
+        rows = pa.table({"serial": range(10 * part, 10 * part + 10), "value": [part] * 10})
+        pq.write_table(rows, tmp_path / f"part-{part}.parquet", row_group_size=4)
+    untouched = (tmp_path / "part-3.parquet").stat().st_mtime_ns
+    session.start(session.Cluster())
+    current = [*range(1, 10), 15, *range(30, 40)]
+    stream._drop_outdated(str(tmp_path), current)
+    assert manifest.serials(str(tmp_path)).tolist() == current
+    assert not (tmp_path / "part-2.parquet").exists()
+    assert (tmp_path / "part-3.parquet").stat().st_mtime_ns == untouched
