@@ -215,15 +215,6 @@ def renew(url: str, serials: NDArray[np.int64]) -> int:
     return int(next_serial - summary["serial"] - 1)
 
 
-def write(url: str, rows: pa.Table) -> None:
-    """Write a whole manifest at once; serials go by ``image_id``."""
-    rows = rows.sort_by("image_id")
-    writer = Writer(url)
-    for start in range(0, len(rows), ROWS_PER_FILE):
-        writer.add(rows.slice(start, ROWS_PER_FILE))
-    writer.commit({"serial": pc.max(rows["serial"]).as_py() if len(rows) else -1})
-
-
 def _files_of(url: str) -> Iterator[pa.Table]:
     for file in sorted(dataset(url).get_fragments(), key=lambda fragment: fragment.path):
         yield file.to_table(schema=SCHEMA)

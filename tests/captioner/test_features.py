@@ -34,6 +34,7 @@ def shard(identity: EncoderIdentity, errors: list[str | None]) -> pa.Table:
     schema = features.schema(identity)
     columns: dict[str, Any] = {
         "image_id": [f"{row}.jpg" for row in rows],
+        "serial": list(rows),
         "uri": [f"/photos/{row}.jpg" for row in rows],
         "split": ["train"] * len(errors),
         "captions": [["a dog", "a cat"] for _ in rows],

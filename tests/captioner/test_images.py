@@ -273,7 +273,7 @@ def test_the_bound_on_pixels_is_exact() -> None:
     data = encoded(photograph(20, 30))
     assert decoded(data, max_pixels=600).error is None
     result = decoded(data, max_pixels=599)
-    assert result.error == "600 pixels, more than image.max_pixels 599"
+    assert result.error == "too many pixels: 600 of image.max_pixels 599"
     assert (result.pixels, result.width, result.height) == (None, 20, 30)
 
 

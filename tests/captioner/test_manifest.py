@@ -279,7 +279,11 @@ def test_a_manifest_is_written_in_files_of_bounded_size(
 ) -> None:
     monkeypatch.setattr(manifest, "ROWS_PER_FILE", 4)
     rows = listing(images(*(f"{n:02}" for n in range(10))))
-    manifest.write(url, rows.set_column(1, manifest.SCHEMA.field("serial"), [[*range(10)]]))
+    rows = rows.set_column(1, manifest.SCHEMA.field("serial"), [[*range(10)]])
+    writer = manifest.Writer(url)
+    for start in range(0, 10, 2):
+        writer.add(rows.slice(start, 2))
+    writer.commit({"serial": 9})
     assert [len(table) for table in manifest._files_of(url)] == [4, 4, 2]
     assert [*serials_of(url)] == [f"{n:02}" for n in range(10)]
     assert storage.read_summary(url) == {"serial": 9, "rows": 10, "generation": 0}

@@ -94,6 +94,7 @@ def write_manifest(config: JobConfig, directory: Path) -> pa.Table:
         rows.append(
             {
                 "image_id": name,
+                "serial": number,
                 "uri": str(directory / name),
                 "size": (directory / name).stat().st_size,
                 "split": "train" if number < 4 else "val" if number < 6 else "test",
@@ -101,7 +102,9 @@ def write_manifest(config: JobConfig, directory: Path) -> pa.Table:
             }
         )
     table = pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
-    manifest.write(config.at("manifest"), table)
+    writer = manifest.Writer(config.at("manifest"))
+    writer.add(table)
+    writer.commit({"serial": len(table) - 1})
     return table
 
 
@@ -113,7 +116,7 @@ def write_features(config: JobConfig, images: pa.Table, encoder: Encoder) -> pa.
     pixels = np.stack([image.pixels for image, good in zip(decoded, valid) if good])
     embedding, tokens = encoder.encode(pixels)
     assert tokens is not None
-    columns = {name: images[name] for name in ("image_id", "uri", "split", "captions")}
+    columns = {name: images[name] for name in ("image_id", "serial", "uri", "split", "captions")}
     columns |= {
         "width": pa.array([image.width for image in decoded], pa.int32()),
         "height": pa.array([image.height for image in decoded], pa.int32()),
@@ -488,7 +491,7 @@ def test_a_uri_of_an_unknown_kind_has_a_placeholder(run: JobConfig) -> None:
     column = rows.column_names.index("uri")
     uris = pa.array([f"no-such-protocol://{number}" for number in range(len(rows))])
     write_captions(run, rows.set_column(column, "uri", uris))
-    assert written(run).sections["gallery"].count("No picture ValueError") == run.report.gallery
+    assert written(run).sections["gallery"].count("No picture InputError") == run.report.gallery
 
 
 def maps_of(page: Page) -> Iterator[tuple[str, Image.Image]]:
