@@ -97,6 +97,11 @@ class Update:
         now = _with(now, "deleted", pa.array([self._now] * len(now), SCHEMA.field("deleted").type))
         return pa.concat_tables([*rows, before, now]).sort_by("image_id")
 
+    @property
+    def changes(self) -> dict[str, int]:
+        kinds = ("new", "changed", "deleted", "unchanged")
+        return {kind: getattr(self, kind) for kind in kinds}
+
     def _next(self, count: int) -> NDArray[np.int64]:
         first = self.serial + 1
         self.serial += count
@@ -159,6 +164,10 @@ class Writer:
         summary = {**summary, "rows": self.rows, "generation": self._generation}
         storage.write_summary(self._next, summary)
         recover(self._url)
+
+    def discard(self) -> None:
+        """Leave the present manifest as it is."""
+        storage.remove(self._next)
 
     def _write(self) -> None:
         rows = pa.concat_tables(self._pending).combine_chunks()

@@ -40,7 +40,7 @@ def extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
     """Print the ceiling, the library in a plain loop, and the Ray job, on the same images."""
     torch.set_num_threads(session.cores())
     with _prepared(images, count, overrides) as config:
-        encoder = Encoder(config.encoder)
+        encoder = Encoder(config.encoder, "cuda" if _on_gpu() else "cpu")
         _header(encoder)
         session.start(config.cluster)
         total = index.index(config)["images"]
@@ -68,7 +68,7 @@ def _prepared(images: str | None, count: int, overrides: tuple[str, ...]) -> Ite
 
 
 def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
-    size, threads = config.encoder.batch_size, session.cores()
+    size, cores = config.encoder.batch_size, session.cores()
     files = _files(config, min(total, 8 * size))
     pixels = _pixels(files, config, encoder)
     batches = [pixels[start : start + size] for start in range(0, len(pixels) - size + 1, size)]
@@ -78,12 +78,14 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
         images = len(batches) * size
         return images / seconds(lambda: [encoder.encode(batch) for batch in batches])
 
-    def loop() -> int:
+    def loop(threads: int) -> int:
         found = encode_source(config.source, encoder, size, threads, config.image)
         return sum(len(batch.image_ids) for batch in found)
 
     before = ceiling()
-    plain = total / seconds(loop)
+    # A CPU's encoder shares its cores with decoding; a GPU's waits for them to decode.
+    counts = [2**n for n in range(cores.bit_length()) if 2**n < cores] if _on_gpu() else []
+    plain = {n: total / seconds(lambda n=n: loop(n)) for n in (*counts, cores)}  # type: ignore[misc]
     # The encoders are up before the first image is decoded: else the images that were decoded
     # while they started would count as encoded for nothing.
     DataContext.get_current().wait_for_min_actors_s = 600
@@ -91,7 +93,8 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
     bare = (before + ceiling()) / 2  # machines get faster and slower in the course of minutes
     job = result["steady_images_per_second"]
     row("(a) encoder alone, on ready pixels", bare, "images/s")
-    row("(b) plain loop: read, decode, encode", plain, "images/s", plain / bare)
+    for threads, rate in plain.items():
+        row(f"(b) plain loop, {threads} decoding threads", rate, "images/s", rate / bare)
     row("(c) Ray job in steady state, with writing", job, "images/s", job / bare)
     click.echo(f"{'    its start-up':44} {result['seconds'] - total / job:9.1f} s\n")
 
@@ -171,12 +174,16 @@ def draw(directory: Path, count: int) -> None:
         Image.fromarray(pixels).save(directory / f"{number:06d}.jpg", quality=85)
 
 
+def _on_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
 def _header(encoder: Encoder) -> None:
     click.echo(f"{date.today()}, {hardware()}; encoder: {encoder.identity.describe()}\n")
 
 
 def hardware() -> str:
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    cuda = torch.cuda.get_device_name() if _on_gpu() else "no GPU"
     return f"{session.cores()} cores ({platform.machine()}), {cuda}"
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captioner import captions, manifest, sources
+from captioner import captions, manifest, sources, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from jobs import blocks, progress, session, stream
@@ -59,11 +59,13 @@ def index(config: JobConfig) -> dict[str, Any]:
         "skipped": dict(skipped),
         "rows_per_read": sources.rows_per_read(parts[0]),
         "serial": update.serial,
-        "changes": {
-            name: getattr(update, name) for name in ("new", "changed", "deleted", "unchanged")
-        },
+        "changes": update.changes,
     }
-    writer.commit(summary)
+    if update.new or update.changed or update.deleted:
+        writer.commit(summary)
+    else:
+        writer.discard()
+        storage.write_summary(url, {**(storage.read_summary(url) or {}), **summary})
     return summary
 
 

@@ -33,13 +33,14 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
     """
     with lock.hold(config.at()):
         claim(config, redo)
-        captions = _serial(config, "caption")
         for stage in STAGES:
-            changed = stage in ("score", "report") and _serial(config, "caption") != captions
-            if is_done(config, stage) and not changed and not (update and stage == "index"):
+            if is_done(config, stage) and not (update and stage == "index"):
                 click.echo(f"{stage}: done before, skipped")
-            else:
-                click.echo(_run_stage(config, stage))
+                continue
+            if stage == "caption":  # what was made of the captions before is out of date
+                for later in ("score", "report"):
+                    storage.remove(config.at(*_OUTPUTS[later]))
+            click.echo(_run_stage(config, stage))
 
 
 def run_stage(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captioner.errors import ErrorRateExceeded, InputError
 
@@ -118,7 +119,9 @@ def show(
     what: str, total: int | None, unit: str = "images", limits: ErrorLimits | None = None
 ) -> Iterator[Any]:
     """Show a job's progress while the block runs. Yields the ``Tally`` that workers add to."""
-    tally = Tally.remote(limits)
+    # Where the driver is: a node that is lost must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    tally = Tally.options(scheduling_strategy=here).remote(limits)
     over = threading.Event()
     line = _Line(what, total, unit)
     watcher = threading.Thread(target=_watch, args=(tally, line, over), daemon=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
@@ -33,6 +33,7 @@ from jobs import progress
 from jobs.blocks import decode_block, drop_outdated, newer
 from jobs.session import Workers
 
+_ENCODER_BYTES = 512 * 1024**2
 _ROWS_PER_GROUP = 256  # of a row group: what a reader of some rows has to read at least
 
 
@@ -61,9 +62,16 @@ class Input:
 
 def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
     """A Parquet directory, cut into blocks of so many rows, whatever its files are."""
+    return shards(url, columns).repartition(target_num_rows_per_block=rows_per_block)
+
+
+def shards(url: str, columns: list[str]) -> Dataset:
+    """A Parquet directory, a file at a time."""
     filesystem, path = storage.arrow_filesystem(url)
-    dataset = ray.data.read_parquet(path, filesystem=filesystem).select_columns(columns)
-    return dataset.repartition(target_num_rows_per_block=rows_per_block)
+    files = sum(name.endswith(".parquet") for name in storage.files(url, ""))
+    # Left alone, Ray cuts what it reads into 200 blocks, of one or two rows for a small source.
+    dataset = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=max(1, files))
+    return dataset.select_columns(columns)
 
 
 def run(
@@ -85,27 +93,26 @@ def run(
         StorageUnavailable: an object store did not answer.
     """
     checkpoints = f"{target}.checkpoints"
-    before = storage.read_summary(target)
-    after, serial = before["serial"] if before else -1, rows.serial
-    pending = manifest.count(rows.url, rows.splits, after) if serial > after else 0
-    if before and not pending:
-        summary = {**before, "serial": serial, "new_rows": 0}
-        storage.write_summary(target, summary)
-        storage.remove(checkpoints)
-        return summary
+    before, serial = storage.read_summary(target), rows.serial
+    after = before["serial"] if before else -1
+    if before and after == serial:
+        storage.remove(checkpoints)  # left by a crash at the very end
+        return {**before, "new_rows": 0}
     total = manifest.count(rows.url, rows.splits)
-    kept = min(rows_written(checkpoints), pending)
+    pending = manifest.count(rows.url, rows.splits, after)
+    kept, steady = min(rows_written(checkpoints, after), pending), None
     block = rows_per_block(rows.url, config)
     started = time.monotonic()
-    limits = progress.ErrorLimits(config.image.max_error_rate, pending)
-    with (
-        progress.show(what, pending - kept, limits=limits) as tally,
-        _resumable(checkpoints),
-        readable_errors(tally, target),
-    ):
-        results = build(rows.read(after, block), tally)
-        results.write_datasink(Shards(target, schema, rows_per_file, block))
-        steady = _steady_rate(ray.get(tally.first.remote()), pending - kept)
+    if pending:
+        limits = progress.ErrorLimits(config.image.max_error_rate, pending)
+        with (
+            progress.show(what, pending - kept, limits=limits) as tally,
+            _resumable(checkpoints),
+            readable_errors(tally, target),
+        ):
+            results = build(rows.read(after, block), tally)
+            results.write_datasink(Shards(target, schema, rows_per_file, block))
+            steady = _steady_rate(ray.get(tally.first.remote()), pending - kept)
     if features.count_rows(target) > total:
         _drop_outdated(target, manifest.serials(rows.url, rows.splits))
     seconds = time.monotonic() - started
@@ -167,16 +174,17 @@ class Shards(ParquetDatasink):
         return self._enough
 
 
-def rows_written(checkpoints: str) -> int:
-    """Rows whose file is whole, by Ray's checkpoints. After a crash the target itself may hold
-    half a file as well, which Ray deletes as the next run starts."""
-    fs, path = storage.filesystem(checkpoints)
+def rows_written(checkpoints: str, after: int = -1) -> int:
+    """Rows with serials greater than ``after`` whose file is whole, by Ray's checkpoints. After a
+    crash the target itself may hold half a file as well, which Ray deletes as the next run
+    starts."""
+    files = storage.files(checkpoints, "")
+    whole = [f for f in files if f.endswith(".parquet") and not f.endswith(".pending.parquet")]
+    if not whole:
+        return 0
     filesystem, _ = storage.arrow_filesystem(checkpoints)
-    return sum(
-        pq.read_metadata(file, filesystem=filesystem).num_rows
-        for file in fs.glob(f"{path}/*.parquet")
-        if not file.endswith(".pending.parquet")
-    )
+    written = pyarrow.dataset.dataset(whole, filesystem=filesystem, format="parquet")
+    return int(written.count_rows(filter=manifest.where(after=after)))
 
 
 def describe(what: str, summary: dict[str, Any]) -> str:
@@ -279,8 +287,7 @@ def in_pool(
         batch_format="pyarrow",
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
-        # A killed actor starts again. Said here, it also keeps Ray from fusing the decoding tasks
-        # into the actors, as it does where both ask for the same: one core would decode for each.
-        max_restarts=-1,
-        max_task_retries=-1,
+        # What a tower holds at least. To ask for something that decoding tasks do not also keeps
+        # Ray from fusing those into the actors: one core would decode for each encoder.
+        memory=_ENCODER_BYTES,
     )

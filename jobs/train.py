@@ -9,7 +9,6 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -98,9 +97,7 @@ def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Da
     """The usable feature rows of a split; every epoch streams them from the shards anew."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in training.COLUMNS if name not in needless]
-    filesystem, path = storage.arrow_filesystem(config.at("features"))
-    rows = ray.data.read_parquet(path, filesystem=filesystem).select_columns(columns)
-    return rows.map_batches(
+    return stream.shards(config.at("features"), columns).map_batches(
         blocks.trainable, fn_args=(split,), batch_size=None, batch_format="pyarrow"
     )
 

@@ -110,7 +110,7 @@ def finished_run(_finished: tuple[Path, str], tmp_path: Path) -> Path:
 @pytest.fixture
 def extracted_run(finished_run: Path) -> Path:
     """A run directory whose next stage is training."""
-    for later in ("model", "checkpoints", "captions", "captions.checkpoints"):
+    for later in ("model", "checkpoints", "captions"):
         shutil.rmtree(finished_run / later)
     return finished_run
 
@@ -123,11 +123,11 @@ def finished_output(_finished: tuple[Path, str]) -> str:
 
 @pytest.fixture
 def slow_config(small_config: Path, tmp_path: Path, cluster: str) -> list[str]:
-    """Six hundred scenes, an encoder that takes a while, small files."""
-    scenes.write(tmp_path / "many", 600, seed=2)
+    """Four hundred scenes, an encoder that takes a while, small files."""
+    scenes.write(tmp_path / "many", 400, seed=2)
     tower = tmp_path / "tower"
     tower.mkdir()
-    vision = {"image_size": 96, "patch_size": 12, "width": 384, "layers": 10, "head_width": 32}
+    vision = {"image_size": 96, "patch_size": 12, "width": 384, "layers": 8, "head_width": 64}
     text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1}
     architecture = {"model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}}
     (tower / "open_clip_config.json").write_text(json.dumps(architecture))

@@ -24,7 +24,7 @@ from tests.processes import Command, wait_until
 from tests.s3 import BUCKET, Door
 
 Cli = Callable[..., Result]
-IMAGES = 600
+IMAGES = 400
 
 
 def assert_each_once(features: str, images: int = IMAGES) -> None:
@@ -52,7 +52,7 @@ def test_a_killed_actor_costs_nothing(
         (actor,) = encoders()
         actor.send_signal(signal.SIGKILL)
         output = command.finish()
-    assert "extract: 600 rows" in output
+    assert f"extract: {IMAGES} rows" in output
     assert_each_once(features)
 
 
@@ -83,7 +83,7 @@ def test_a_lost_node_costs_nothing(
         assert len(encoders()) == 2
         lose_a_node()
         output = command.finish()
-    assert "extract: 600 rows" in output
+    assert f"extract: {IMAGES} rows" in output
     assert_each_once(features)
 
 

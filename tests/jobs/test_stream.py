@@ -64,3 +64,10 @@ def test_rows_that_are_out_of_date_are_gone_from_their_files(cluster: str, tmp_p
     assert manifest.serials(str(tmp_path)).tolist() == current
     assert not (tmp_path / "part-2.parquet").exists()
     assert (tmp_path / "part-3.parquet").stat().st_mtime_ns == untouched
+
+
+def test_a_small_source_is_not_cut_into_hundreds_of_blocks(cluster: str, numbers: str) -> None:
+    session.start(session.Cluster())
+    blocks = stream.read(numbers, ["serial"], 256).materialize()
+    assert blocks.num_blocks() == 4
+    assert sorted(row["serial"] for row in blocks.take_all()) == [*range(1000)]
