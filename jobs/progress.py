@@ -133,6 +133,7 @@ def show(
         watcher.join()
         with contextlib.suppress(ray.exceptions.RayError):
             line.write(*ray.get(tally.read.remote(), timeout=5), last=True)
+        ray.kill(tally)  # handles in the data set's closures would keep its process
 
 
 def _watch(tally: Any, line: _Line, over: threading.Event) -> None:
