@@ -180,6 +180,16 @@ class Caption(Section):
     json_lines: bool = False
 
 
+class Score(Section):
+    also: list[Literal["meteor", "spice", "clip_score", "ref_clip_score"]] = []
+    """Beside BLEU, ROUGE-L and CIDEr-D. METEOR and SPICE need Java and the extra ``scores``,
+    CLIPScore a run whose tower is a CLIP model's."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Of the images, for confidence intervals."""
+    seed: int = 0
+    """Of the resamples."""
+
+
 class Report(Section):
     gallery: Positive = 24
     attention: Annotated[int, Field(ge=0)] = 3
@@ -217,6 +227,7 @@ class JobConfig(Section):
     train: Train = Train()
     search: Search = Search()
     caption: Caption = Caption()
+    score: Score = Score()
     report: Report = Report()
     cluster: Cluster = Cluster()
 
@@ -243,6 +254,7 @@ _STAGE_OF_SECTION = {
     "train": "train",
     "search": "caption",
     "caption": "caption",
+    "score": "score",
     "report": "report",
 }
 # Speed and layout only: the same rows come out whatever these say.

@@ -29,13 +29,13 @@ class Encoder:
     """Runs a frozen tower on one device. ``identity`` says which tower it is."""
 
     def __init__(self, options: EncoderOptions, device: str | torch.device = "cpu") -> None:
-        model, quick_gelu = _create(options)
+        model, quick_gelu = create_model(options)
         self._tower = model.visual.eval().requires_grad_(False)
         self._forward = _forward_of(self._tower)
         self._device = torch.device(device)
         self._dtype = _precision(options.precision, self._device)
         preprocessing = _preprocessing(self._tower)
-        digest = _weights_digest(self._tower)
+        digest = weights_digest(self._tower)
         self._tower.to(device=self._device, dtype=self._dtype)
         if self._device.type == "cuda":  # the layout of tensor cores; CPUs gain nothing by it
             self._tower.to(memory_format=torch.channels_last)
@@ -136,7 +136,7 @@ def _resnet_forward(tower: ModifiedResNet, images: Tensor) -> tuple[Tensor, Tens
     return tower.attnpool(features), features.flatten(2).transpose(1, 2)
 
 
-def _create(options: EncoderOptions) -> tuple[Any, bool]:
+def create_model(options: EncoderOptions) -> tuple[Any, bool]:
     """The open_clip model, and whether its activation is QuickGELU."""
     schema, name = parse_model_name(options.model)
     random = options.pretrained == "none"
@@ -240,7 +240,7 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _weights_digest(tower: nn.Module) -> str:
+def weights_digest(tower: nn.Module) -> str:
     """SHA-256 over names, shapes and values of the image tower alone, before any cast."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):

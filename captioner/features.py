@@ -90,6 +90,26 @@ def read_identity(url: str) -> EncoderIdentity:
     return EncoderIdentity.from_dict(json.loads(metadata[METADATA_KEY]))
 
 
+def embeddings(url: str, serials: NDArray[np.int64]) -> NDArray[np.float16]:
+    """The image embeddings of these serials, in their order: ``(serials, embedding_size)``.
+
+    Raises:
+        InputError: there are none for some of them.
+    """
+    # The bounds let a reader pass over row groups; shards hold serials more or less in order.
+    serial = pc.field("serial")
+    wanted = (serial >= serials.min()) & (serial <= serials.max()) & serial.isin(serials.tolist())
+    wanted &= pc.is_valid(pc.field("embedding"))
+    rows = manifest.dataset(url).to_table(columns=["serial", "embedding"], filter=wanted)
+    places = pc.index_in(pa.array(serials), value_set=rows["serial"].combine_chunks())
+    if places.null_count:
+        raise InputError(
+            f"{url}: no features of {places.null_count:,} of the captioned images; these captions "
+            "were made of other features. Run `captioner caption` again"
+        )
+    return to_numpy(rows["embedding"].take(places))
+
+
 def failed(url: str, but: str) -> NDArray[np.int64]:
     """The serials of rows of feature or caption shards with an error other than ``but``."""
     wanted = pc.is_valid(pc.field("error")) & (pc.field("error") != but)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import random
@@ -14,21 +12,16 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
 import captioner
-from captioner import features, manifest, storage
+from captioner import features, manifest, page, scores, storage
 from captioner.config import JobConfig, Source, flatten
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
-from captioner.images import Decoded, Preprocessing, decode
 from captioner.metrics import ORDERS
 from captioner.model import CaptionModel
 from captioner.training import Progress
@@ -37,24 +30,7 @@ from captioner.vocabulary import EOS, SPECIAL
 SEED = 0  # of the gallery: the same rows give the same page
 EXTREMES = 10
 MAX_ERRORS = 100
-SIDE = 320  # of a thumbnail, in pixels
-THUMBNAIL = Preprocessing(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, resize_mode="longest")
 HEAT_SIZE = (192, 192)  # of an attention map
-# Drawn in these, then replaced by CSS colours, so that the curves follow light and dark.
-_CSS_COLOURS = {
-    "#010101": "var(--text)",
-    "#020202": "var(--line)",
-    "#030303": "var(--train)",
-    "#040404": "var(--val)",
-}
-_TEXT, _LINE, _TRAIN, _VAL = _CSS_COLOURS
-_PAGES = Environment(
-    loader=PackageLoader("captioner"),
-    autoescape=True,  # the default goes by file name, and would not know .j2
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 @dataclass(frozen=True)
@@ -88,13 +64,15 @@ def write(config: JobConfig) -> str:
     if not storage.exists(url):
         raise InputError(f"{url}: not there; run `captioner score` first")
     metrics = storage.read_json(url)
+    if "intervals" not in metrics:
+        raise InputError(f"{url}: of an earlier version; run `captioner score` again")
     selection = _select(config)
     cards = _cards(config, {image_id for ids in selection.values() for image_id in ids})
     chosen = {name: [cards[image_id] for image_id in ids] for name, ids in selection.items()}
     maps, no_maps = _attention(config, chosen["attention"])
-    errors, history = _errors(config), _history(config)
+    errors, history = _errors(config), page.history(config)
     best_epoch = Progress(history).best_epoch
-    page = _PAGES.get_template("report.html.j2").render(
+    html = page.PAGES.get_template("report.html.j2").render(
         **chosen,
         version=captioner.__version__,
         config=config,
@@ -102,6 +80,7 @@ def write(config: JobConfig) -> str:
         encoder=EncoderIdentity.from_dict(metrics["encoder"]),
         metrics=metrics,
         bleu_orders=ORDERS,
+        titles=scores.TITLES,
         splits=_splits(config),
         captioned=manifest.count(config.at("captions")),
         history=history,
@@ -112,7 +91,7 @@ def write(config: JobConfig) -> str:
         errors=errors[:MAX_ERRORS],
         error_count=len(errors),
     )
-    storage.write_text(config.at("report.html"), page)
+    storage.write_text(config.at("report.html"), html)
     return config.at("report.html")
 
 
@@ -139,59 +118,20 @@ def _cards(config: JobConfig, image_ids: Iterable[str]) -> dict[str, Card]:
     columns = ["image_id", "uri", "caption", "references", "bleu_4"]
     return {
         row["image_id"]: _card(config, row)
-        for row in _rows(config.at("captions"), image_ids, columns).to_pylist()
+        for row in page.rows_of(config.at("captions"), image_ids, columns).to_pylist()
     }
 
 
 def _card(config: JobConfig, row: dict[str, Any]) -> Card:
-    decoded = _read_image(row["uri"], THUMBNAIL, config.image.max_pixels)
+    decoded = page.read_image(row["uri"], page.THUMBNAIL, config.image.max_pixels)
     return Card(
         image_id=row["image_id"],
         caption=row["caption"],
         references=row["references"] or [],
         bleu_4=row["bleu_4"],
-        picture=_thumbnail(decoded),
+        picture=page.thumbnail(decoded),
         problem=decoded.error,
     )
-
-
-def _rows(url: str, image_ids: Iterable[str], columns: Sequence[str]) -> pa.Table:
-    """The rows of some images. Files without any of them are not read but for ``image_id``:
-    a filter alone would read the features of every image."""
-    wanted = pa.array(sorted(image_ids), pa.string())
-    parts = []
-    dataset = manifest.dataset(url)
-    for fragment in dataset.get_fragments():
-        ids = fragment.to_table(columns=["image_id"])["image_id"]
-        if pc.any(pc.is_in(ids, wanted)).as_py():
-            one_of = pc.field("image_id").isin(wanted)
-            parts.append(fragment.to_table(columns=list(columns), filter=one_of))
-    return pa.concat_tables(parts) if parts else dataset.schema.empty_table()
-
-
-def _read_image(uri: str, size: Preprocessing, max_pixels: int) -> Decoded:
-    try:
-        data = storage.read_bytes(uri)
-    except Exception as error:  # each fsspec file system raises its own
-        return Decoded(None, None, None, f"{type(error).__name__}: {error}"[:200])
-    return decode(data, size, max_pixels)
-
-
-def _thumbnail(decoded: Decoded) -> str | None:
-    """The picture in its own proportions, cut from the square that ``THUMBNAIL`` makes."""
-    if decoded.pixels is None or decoded.width is None or decoded.height is None:
-        return None
-    ratio = max(decoded.width, decoded.height) / SIDE
-    width, height = max(1, round(decoded.width / ratio)), max(1, round(decoded.height / ratio))
-    left, top = (SIDE - width) // 2, (SIDE - height) // 2
-    picture = Image.fromarray(decoded.pixels).crop((left, top, left + width, top + height))
-    return _data_uri(picture)
-
-
-def _data_uri(image: Image.Image) -> str:
-    jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=80, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode('ascii')}"
 
 
 def _attention(
@@ -209,7 +149,7 @@ def _attention(
         return [], f"The {patches} patches of the encoder's {pixels} form no square grid to draw."
     caption_of = {card.image_id: card.caption for card in cards}
     columns = ["image_id", "uri", "embedding", "tokens"]
-    rows = _rows(config.at("features"), caption_of, columns)
+    rows = page.rows_of(config.at("features"), caption_of, columns)
     image_ids = rows["image_id"].to_pylist()
     found = model.attention(
         np.array(features.to_numpy(rows["embedding"])),  # copies: Arrow's memory is read-only
@@ -218,7 +158,7 @@ def _attention(
     )
     looks = {}
     for image_id, uri, (words, weights) in zip(image_ids, rows["uri"].to_pylist(), found):
-        seen = _read_image(uri, size, config.image.max_pixels).pixels
+        seen = page.read_image(uri, size, config.image.max_pixels).pixels
         picture = Image.new("RGB", (1, 1), "grey") if seen is None else Image.fromarray(seen)
         looks[image_id] = [_look(picture, word, seen_by) for word, seen_by in zip(words, weights)]
     return [(card, looks[card.image_id]) for card in cards], None
@@ -234,41 +174,21 @@ def _look(picture: Image.Image, word: str, weights: NDArray[np.float32]) -> Look
     mixed = (1.0 - 0.75 * heat) * (0.1 + 0.6 * grey) + 0.75 * heat * colours
     shown = Image.fromarray((255.0 * mixed).clip(0.0, 255.0).astype(np.uint8))
     said = "(end)" if word == SPECIAL[EOS] else word
-    return Look(said, _data_uri(shown), float(weights.max()) * len(weights))
-
-
-def _history(config: JobConfig) -> list[dict[str, Any]]:
-    url = config.at("model", "history.jsonl")
-    lines = storage.read_text(url).splitlines() if storage.exists(url) else []
-    return [json.loads(line) for line in lines]
+    return Look(said, page.data_uri(shown), float(weights.max()) * len(weights))
 
 
 def _curves(history: Sequence[dict[str, Any]], best_epoch: int) -> Markup:
-    """Training and validation loss over the epochs, as SVG to stand in a page."""
+    """Training and validation loss over the epochs."""
     epochs = [entry["epoch"] for entry in history]
-    # Text stays text, and ids do not change from call to call.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "captioner"}):
-        figure = Figure(figsize=(5.6, 2.9), layout="constrained")
-        figure.patch.set_visible(False)
-        axes = figure.add_subplot(facecolor="none")
-        for split, colour in (("train", _TRAIN), ("val", _VAL)):
-            losses = [entry[f"{split}_loss"] for entry in history]
-            axes.plot(epochs, losses, "o-", color=colour, label=split, markersize=3)
-        best_loss = history[best_epoch - 1]["val_loss"]
-        axes.plot(best_epoch, best_loss, "o", color=_VAL, markersize=9, fillstyle="none")
-        axes.set_xlabel("epoch", color=_TEXT)
-        axes.set_ylabel("loss, nats per word", color=_TEXT)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.tick_params(colors=_TEXT, length=0)
-        axes.grid(axis="y", color=_LINE, linewidth=0.8)
-        axes.spines[:].set_visible(False)
-        axes.legend(frameon=False, labelcolor=_TEXT, loc="upper right")
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    svg = file.getvalue()[file.getvalue().index("<svg") :]
-    for drawn, css in _CSS_COLOURS.items():
-        svg = svg.replace(drawn, css)
-    return Markup(svg)
+    losses = {
+        split: [entry.get(f"{split}_loss", math.nan) for entry in history]
+        for split in ("train", "val")
+    }
+    lines = [
+        page.Line("train", epochs, losses["train"], page.TRAIN),
+        page.Line("val", epochs, losses["val"], page.VAL, ring=best_epoch),
+    ]
+    return page.chart(lines, "loss, nats per word")
 
 
 def _settings(config: JobConfig) -> dict[str, list[tuple[str, str, bool]]]:

@@ -27,9 +27,14 @@ def caption(
     same call again goes on where it was interrupted, and captions what is new.
     """
     from jobs import caption as job
-    from jobs import index, score, stream
+    from jobs import index, score, score_actors, stream
 
     config = job_config(images, model, out, captions, overrides)
+    if score_actors.of_clip(config.score.also):
+        raise InputError(
+            "score.also: clip_score needs the features of a run, and a captioned directory has none"
+        )
+    score.require(config)
     with lock.hold(config.at()):
         pipeline.claim(config)
         lines = [index.describe(index.index(config))]
@@ -55,6 +60,7 @@ def job_config(
         "run": out,
         "source": {"images": images, "captions": captions},
         "split": {"train": 0.0, "val": 0.0, "test": 1.0},
+        "score": {},
         "cluster": {},
     }
     for override in overrides:

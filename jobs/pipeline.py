@@ -20,7 +20,7 @@ _OUTPUTS = {
     "extract": ["features", "features.checkpoints"],
     "train": ["model", "checkpoints"],
     "caption": ["captions", "captions.checkpoints", "captions.jsonl"],
-    "score": ["metrics.json"],
+    "score": ["metrics.json", "scores"],
     "report": ["report.html"],
 }
 
@@ -33,13 +33,17 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
     """
     with lock.hold(config.at()):
         claim(config, redo)
+        if config.score.also and not is_done(config, "score"):
+            from jobs import score
+
+            score.require(config)  # and not after hours of training
         for stage in STAGES:
             if is_done(config, stage) and not (update and stage == "index"):
                 click.echo(f"{stage}: done before, skipped")
                 continue
             if stage == "caption":  # what was made of the captions before is out of date
-                for later in ("score", "report"):
-                    storage.remove(config.at(*_OUTPUTS[later]))
+                for output in (*_OUTPUTS["score"], *_OUTPUTS["report"]):
+                    storage.remove(config.at(output))
             click.echo(_run_stage(config, stage))
 
 

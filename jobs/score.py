@@ -1,53 +1,76 @@
-"""captions -> metrics.json: BLEU from each row's statistics, added up in Ray tasks."""
+"""captions -> scores/ and metrics.json, in two passes of Ray tasks.
+
+The first counts, in parts that add up, what the scores of every image need to know of all others:
+in how many images' references an n-gram occurs. The second scores the images. The driver holds
+numbers, and each distinct caption once.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from functools import reduce
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import Dataset
 
-from captioner import manifest, storage
+from captioner import manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
-from captioner.metrics import ORDERS, BleuStatistics, Variety, most_frequent_caption
-from captioner.vocabulary import tokenize
-from jobs import session, stream
+from captioner.metrics import ORDERS, CiderD, Variety, java, most_frequent
+from jobs import progress, score_actors, session, stream
 
-COLUMNS = ["caption", "references", "bleu_statistics", "error"]
+COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
+_ROWS_PER_BLOCK = 1_000
+_ROWS_PER_FILE = 100_000
+_PARTS_AT_ONCE = 64
+
+
+def require(config: JobConfig) -> None:
+    """See that the scores that are asked for can be had, before anything is done for them.
+
+    Raises:
+        InputError: Java, a package or the tower's text side is missing.
+    """
+    java.require(config.score.also)
+    if score_actors.of_clip(config.score.also):
+        from captioner.text import TextEncoder
+
+        TextEncoder(config.encoder)
 
 
 def score(config: JobConfig, model_url: str) -> dict[str, Any]:
-    """Score ``captions/``, which this model made, into ``metrics.json``.
+    """Score ``captions/``, which this model made, into ``scores/`` and ``metrics.json``.
 
     Raises:
-        InputError: no caption has a reference.
+        InputError: no caption has a reference, or what a score needs is missing.
     """
+    java.require(config.score.also)
+    if score_actors.of_clip(config.score.also):
+        score_actors.check_features(config)
     session.start(config.cluster)
-    rows = stream.read(config.at("captions"), COLUMNS, 10_000)
+    captions, target = config.at("captions"), config.at("scores")
+    counts = _counts(stream.read(captions, COLUMNS, _ROWS_PER_BLOCK), scores.count_texts)
+    images = scores.texts_of(counts, "image")[""]
+    if not images:
+        raise InputError(f"{captions}: no caption has a reference to score it by (source.captions)")
     baseline = _baseline(config)
-    parts = rows.map_batches(
-        _score_block, fn_args=(baseline,), batch_size=None, batch_format="pyarrow"
-    ).take_all()
-    if not sum(part["scored"] for part in parts):
-        raise InputError(
-            f"{config.at('captions')}: no caption has a reference to score it by (source.captions)"
-        )
-    counts: Counter[str] = Counter()
-    for part in parts:
-        counts.update(dict(zip(part["words"], part["times"])))
-    variety = Variety.of(counts.elements())
+    storage.remove(target)
+    _write_scores(config, scores.cider_of(counts), baseline.split(), images)
+    found = manifest.read(target).sort_by("image_id")
+    if len(found) != images:
+        raise RuntimeError(f"{target}: {len(found)} rows were written for {images} images")
+    summary = storage.read_summary(captions)
+    storage.write_summary(
+        target, {"rows": images, "serial": summary["serial"] if summary else None}
+    )
+    variety = Variety.of(scores.texts_of(counts, "caption"))
     metrics = {
-        "images": sum(part["scored"] for part in parts),
-        "errors": sum(part["failed"] for part in parts),
-        "all_references": _bleu(part["all"] for part in parts),
-        "one_reference": _bleu(part["one"] for part in parts),
-        "always_the_most_frequent_caption": {
-            "caption": " ".join(baseline),
-            **_bleu(part["baseline"] for part in parts),
-        },
+        "images": images,
+        "errors": manifest.dataset(captions).count_rows(filter=pc.field("error").is_valid()),
+        **scores.figures(found, baseline, config.score),
         "distinct_captions": variety.distinct,
         "distinct_share": variety.distinct / max(1, variety.captions),
         "most_frequent_caption": variety.most_frequent,
@@ -58,59 +81,74 @@ def score(config: JobConfig, model_url: str) -> dict[str, Any]:
     return metrics
 
 
-def _baseline(config: JobConfig) -> list[str]:
+def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images: int) -> None:
+    """The second pass: ``scores/``, a row for each captioned image with references."""
+    target, schema = config.at("scores"), scores.schema(config.score.also)
+    with progress.show("score", images) as tally, stream.readable_errors(tally, target):
+        rows = stream.read(config.at("captions"), COLUMNS, _ROWS_PER_BLOCK).map_batches(
+            _score_block,
+            fn_args=(ray.put(cider), baseline),
+            batch_size=None,
+            batch_format="pyarrow",
+        )
+        score_actors.add(rows, config, tally).map_batches(
+            _finish, fn_args=(schema.names, tally), batch_size=None, batch_format="pyarrow"
+        ).write_datasink(stream.Shards(target, schema, _ROWS_PER_FILE, _ROWS_PER_BLOCK))
+
+
+def _score_block(rows: pa.Table, cider: Any, baseline: list[str]) -> pa.Table:
+    return scores.score_rows(rows, _fetched(cider), baseline)
+
+
+@functools.lru_cache(maxsize=1)
+def _fetched(reference: Any) -> Any:
+    """An object of Ray's store, unpickled once a worker and not once a block."""
+    return ray.get(reference)
+
+
+def _finish(rows: pa.Table, names: list[str], tally: Any) -> pa.Table:
+    tally.add.remote(len(rows), {})
+    return rows.select(names)
+
+
+def _counts(rows: Dataset, count: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """The counts of all blocks, added up as they come."""
+    parts: list[pa.Table] = []
+    counted = rows.map_batches(count, batch_size=None, batch_format="pyarrow")
+    for part in counted.iter_batches(batch_size=None, batch_format="pyarrow"):
+        parts.append(part)
+        if len(parts) == _PARTS_AT_ONCE:
+            parts = [scores.add_up(parts)]
+    return scores.add_up(parts)
+
+
+def _baseline(config: JobConfig) -> str:
     """What a model would say that knows only the training captions and no image. Where nothing
     is for training, the references themselves take their place, to the baseline's advantage."""
-    captions = manifest.read(config.at("manifest"), ["captions", "split"], ["train"])["captions"]
-    if not len(captions):
-        captions = manifest.read(config.at("manifest"), ["captions"])["captions"]
-    references = [tokenize(text) for texts in captions.to_pylist() for text in texts]
-    return list(most_frequent_caption(references)) if references else []
-
-
-def _score_block(rows: pa.Table, baseline: list[str]) -> pa.Table:
-    zero = BleuStatistics()
-    every, one, always = zero, zero, zero
-    said: Counter[str] = Counter()
-    scored = 0
-    for row in rows.to_pylist():
-        if row["caption"] is None:
-            continue
-        said[row["caption"]] += 1
-        if not row["references"]:
-            continue
-        scored += 1
-        references = [tokenize(reference) for reference in row["references"]]
-        every += BleuStatistics.from_list(row["bleu_statistics"])
-        one += BleuStatistics.of(tokenize(row["caption"]), references[:1])
-        always += BleuStatistics.of(baseline, references)
-    sums = {"all": every.to_list(), "one": one.to_list(), "baseline": always.to_list()}
-    failed = len(rows) - rows["error"].null_count
-    counts = {"scored": scored, "failed": failed}
-    words = {"words": list(said.keys()), "times": list(said.values())}
-    return pa.Table.from_pylist([{**sums, **counts, **words}])
-
-
-def _bleu(statistics: Iterable[list[int]]) -> dict[str, float]:
-    parts = map(BleuStatistics.from_list, statistics)
-    scores = reduce(BleuStatistics.__add__, parts, BleuStatistics()).bleu()
-    return {f"bleu_{order}": value for order, value in zip(ORDERS, scores)}
+    url = config.at("manifest")
+    splits = ["train"] if manifest.count(url, ["train"]) else []
+    rows = stream.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
+    return most_frequent(scores.texts_of(_counts(rows, scores.count_references), "reference"))
 
 
 def describe(metrics: dict[str, Any]) -> str:
     """The scores as a table for people."""
-    rows = [
-        ("all references", metrics["all_references"]),
-        ("one reference", metrics["one_reference"]),
-        ("always the most frequent caption", metrics["always_the_most_frequent_caption"]),
-    ]
+    baseline = metrics["always_the_most_frequent_caption"]
     header = f"{'BLEU, ' + format(metrics['images'], ',') + ' images':34}" + "".join(
         f"{f'BLEU-{order}':>9}" for order in ORDERS
     )
-    lines = [header] + [
-        f"{name:34}" + "".join(f"{scores[f'bleu_{order}']:9.4f}" for order in ORDERS)
-        for name, scores in rows
-    ]
+    lines = [header]
+    for name, found in (
+        ("all references", metrics["all_references"]),
+        ("one reference", metrics["one_reference"]),
+        ("always the most frequent caption", baseline),
+    ):
+        lines.append(f"{name:34}" + "".join(f"{found[f'bleu_{n}']:9.4f}" for n in ORDERS))
+    for name, (low, high) in metrics["intervals"].items():
+        value = {**metrics, **metrics["all_references"]}[name]
+        lines.append(
+            f"{scores.TITLES[name]:34}{value:9.4f}   95 % between {low:.4f} and {high:.4f}"
+        )
     lines.append(
         f"distinct captions {metrics['distinct_captions']:,} ({metrics['distinct_share']:.1%}), "
         f"most frequent on {metrics['most_frequent_share']:.1%} of images: "

@@ -153,6 +153,20 @@ def test_the_metadata_can_be_read_without_captioner(
     assert metadata[b"captioner.version"].decode() == captioner.__version__
 
 
+def test_embeddings_are_found_by_serial_in_any_order(
+    tmp_path: Path, make_identity: MakeIdentity
+) -> None:
+    table = shard(make_identity(), [None, "broken", None, None, None])
+    write(str(tmp_path), table.slice(0, 3))
+    write(str(tmp_path), table.slice(3), "part-1.parquet")
+    expected = random_values(4, 6)  # of the images 0, 2, 3, 4
+    found = features.embeddings(str(tmp_path), np.array([4, 0, 3]))
+    assert found.tolist() == expected[[3, 0, 2]].tolist()
+    for serials in ([0, 1], [9]):
+        with pytest.raises(InputError, match="no features of 1 of the captioned images"):
+            features.embeddings(str(tmp_path), np.array(serials))
+
+
 def test_no_features_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no features here; run `captioner extract`"):
         features.read_identity(str(tmp_path / "nowhere"))

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from captioner import decoders, features, manifest, metrics, model, report, storage
-from captioner.config import JobConfig, Report, parse
+from captioner import decoders, features, manifest, metrics, model, report, scores, storage
+from captioner import page as pages
+from captioner.config import JobConfig, Report, Score, parse
 from captioner.encoder import Encoder
 from captioner.errors import InputError
 from captioner.images import decode
 from captioner.vocabulary import Vocabulary, count_words, tokenize
 from jobs import caption as caption_job
-from jobs import score
 
 TINY_VIT = {
     "model_cfg": {
@@ -155,25 +155,24 @@ def write_captions(config: JobConfig, rows: pa.Table) -> None:
 
 def write_metrics(config: JobConfig, encoder: dict[str, Any]) -> None:
     """What ``jobs.score.score`` writes, which needs Ray to add it up."""
-    rows = manifest.read(config.at("captions"), score.COLUMNS)
-    baseline = tokenize("a white circle on the ground")
-    part = score._score_block(rows, baseline).to_pylist()[0]
+    rows = manifest.read(config.at("captions"))
+    baseline = "a white circle on the ground"
+    cider = scores.cider_of(scores.add_up([scores.count_texts(rows)]))
+    scored = scores.score_rows(rows, cider, tokenize(baseline)).sort_by("image_id")
+    scored = scored.select(scores.schema([]).names)
     variety = metrics.Variety.of(rows["caption"].drop_null().to_pylist())
     values = {
-        "images": part["scored"],
-        "errors": part["failed"],
-        "all_references": score._bleu([part["all"]]),
-        "one_reference": score._bleu([part["one"]]),
-        "always_the_most_frequent_caption": {
-            "caption": " ".join(baseline),
-            **score._bleu([part["baseline"]]),
-        },
+        "images": len(scored),
+        "errors": len(rows) - rows["error"].null_count,
+        **scores.figures(scored, baseline, Score(resamples=100)),
         "distinct_captions": variety.distinct,
         "distinct_share": variety.distinct / variety.captions,
         "most_frequent_caption": variety.most_frequent,
         "most_frequent_share": variety.most_frequent_share,
         "encoder": encoder,
     }
+    storage.write_table(config.at("scores", "one.parquet"), scored)
+    storage.write_summary(config.at("scores"), {"rows": len(scored), "serial": None})
     storage.write_json(config.at("metrics.json"), values)
 
 
@@ -345,6 +344,29 @@ def test_bleu_table(page: Page, finished: JobConfig) -> None:
         numbers = " ".join(f"{values[key][f'bleu_{order}']:.4f}" for order in (1, 2, 3, 4))
         assert f"{name} {numbers}" in page.sections["bleu"]
     assert "“a white circle on the ground”" in page.sections["bleu"]
+
+
+def test_scores_with_intervals_beside_the_baseline(page: Page, finished: JobConfig) -> None:
+    values = storage.read_json(finished.at("metrics.json"))
+    baseline = values["always_the_most_frequent_caption"]
+    assert values["cider"] > baseline["cider"] > 0
+    for title, name, value in (
+        ("BLEU-4", "bleu_4", values["all_references"]["bleu_4"]),
+        ("ROUGE-L", "rouge_l", values["rouge_l"]),
+        ("CIDEr-D", "cider", values["cider"]),
+    ):
+        low, high = values["intervals"][name]
+        row = f"{title} {value:.4f} {low:.4f} to {high:.4f} {baseline[name]:.4f}"
+        assert row in page.sections["bleu"]
+    assert "95 % of 100 resamples" in page.sections["bleu"]
+
+
+def test_scores_of_an_earlier_version_are_refused(run: JobConfig) -> None:
+    values = storage.read_json(run.at("metrics.json"))
+    del values["intervals"]
+    storage.write_json(run.at("metrics.json"), values)
+    with pytest.raises(InputError, match=r"metrics\.json: of an earlier version.*captioner score"):
+        report.write(run)
 
 
 def test_variety(page: Page) -> None:
@@ -633,6 +655,6 @@ def test_run_directory_on_another_file_system(run: JobConfig, memory_root: str) 
 def test_thumbnail_of_a_picture_of_one_row() -> None:
     line = io.BytesIO()
     Image.new("RGB", (3000, 1), "red").save(line, "PNG")
-    shown = report._thumbnail(decode(line.getvalue(), report.THUMBNAIL, 10**6))
+    shown = pages.thumbnail(decode(line.getvalue(), pages.THUMBNAIL, 10**6))
     assert shown is not None
     assert image_of({"src": shown}).size == (320, 1)

@@ -1,4 +1,4 @@
-"""BLEU from statistics that add up, and how varied the captions are.
+"""BLEU from statistics that add up.
 
 Papineni et al., "BLEU: a Method for Automatic Evaluation of Machine Translation", ACL 2002.
 The counting is NLTK's; kept as integers for each image, the counts of any two sets of images
@@ -7,19 +7,19 @@ can be added, so that a cluster scores in parts what NLTK scores in one piece.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from nltk.translate.bleu_score import (
     SmoothingFunction,
-    brevity_penalty,
     closest_ref_length,
     modified_precision,
     sentence_bleu,
 )
+from numpy.typing import NDArray
 
 ORDERS = (1, 2, 3, 4)
 Tokens = Sequence[str]
@@ -57,16 +57,19 @@ class BleuStatistics:
 
     def bleu(self) -> tuple[float, float, float, float]:
         """BLEU-1 to BLEU-4, as NLTK's ``corpus_bleu`` without smoothing gives them."""
-        if self.matches[0] == 0:
-            return (0.0, 0.0, 0.0, 0.0)
-        penalty = brevity_penalty(self.reference_length, self.length)
-        # NLTK puts the smallest float in the place of a precision of zero.
-        logs = [
-            math.log(matches / total if matches else sys.float_info.min)
-            for matches, total in zip(self.matches, self.totals)
-        ]
-        scores = [penalty * math.exp(math.fsum(logs[:order]) / order) for order in ORDERS]
-        return (scores[0], scores[1], scores[2], scores[3])
+        scores = corpus_bleu(np.array(self.to_list()))
+        return (float(scores[0]), float(scores[1]), float(scores[2]), float(scores[3]))
+
+
+def corpus_bleu(statistics: NDArray[Any]) -> NDArray[np.float64]:
+    """BLEU-1 to BLEU-4, ``(..., 4)``, of sums of ``BleuStatistics.to_list``, ``(..., 10)``."""
+    matches, totals = statistics[..., :4], statistics[..., 4:8]
+    length, reference_length = statistics[..., 8:9], statistics[..., 9:10]
+    # NLTK puts the smallest float in the place of a precision of zero.
+    precisions = np.where(matches > 0, matches / np.maximum(totals, 1), sys.float_info.min)
+    means = np.log(precisions).cumsum(axis=-1) / np.array(ORDERS)
+    penalty = np.exp(np.minimum(0.0, 1.0 - reference_length / np.maximum(length, 1)))
+    return np.where(matches[..., :1] > 0, penalty * np.exp(means), 0.0)
 
 
 def sentence_bleu_4(caption: Tokens, references: Sequence[Tokens]) -> float:
@@ -75,26 +78,3 @@ def sentence_bleu_4(caption: Tokens, references: Sequence[Tokens]) -> float:
         return 0.0
     smoothing = SmoothingFunction().method1
     return float(sentence_bleu(references, caption, smoothing_function=smoothing))
-
-
-@dataclass(frozen=True)
-class Variety:
-    """How different the captions are: a model that says one thing to all images shows here."""
-
-    captions: int
-    distinct: int
-    most_frequent: str
-    most_frequent_share: float
-
-    @classmethod
-    def of(cls, captions: Iterable[str]) -> Variety:
-        counts = Counter(captions)
-        total = counts.total()
-        caption, times = min(counts.items(), key=lambda pair: (-pair[1], pair[0]), default=("", 0))
-        return cls(total, len(counts), caption, times / total if total else 0.0)
-
-
-def most_frequent_caption(references: Iterable[Tokens]) -> Tokens:
-    """The tokens of the caption that occurs most often: the baseline that any model must beat."""
-    counts = Counter(tuple(tokens) for tokens in references)
-    return min(counts, key=lambda tokens: (-counts[tokens], tokens))

@@ -1,0 +1,130 @@
+"""What the pages about runs are made of: their template environment, pictures, curves, and what
+they read of a run directory. A page is one file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import pyarrow as pa
+import pyarrow.compute as pc
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from captioner import manifest, storage
+from captioner.config import JobConfig
+from captioner.images import Decoded, Preprocessing, decode
+
+SIDE = 320  # of a thumbnail, in pixels
+THUMBNAIL = Preprocessing(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, resize_mode="longest")
+# Drawn in these, then replaced by CSS colours, so that the curves follow light and dark.
+_CSS_COLOURS = {
+    "#010101": "var(--text)",
+    "#020202": "var(--line)",
+    "#030303": "var(--train)",
+    "#040404": "var(--val)",
+}
+_TEXT, _LINE, TRAIN, VAL = _CSS_COLOURS
+PAGES = Environment(
+    loader=PackageLoader("captioner"),
+    autoescape=True,  # the default goes by file name, and would not know .j2
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def rows_of(url: str, image_ids: Iterable[str], columns: Sequence[str]) -> pa.Table:
+    """The rows of some images. Files without any of them are not read but for ``image_id``:
+    a filter alone would read the features of every image."""
+    wanted = pa.array(sorted(image_ids), pa.string())
+    parts = []
+    dataset = manifest.dataset(url)
+    for fragment in dataset.get_fragments():
+        ids = fragment.to_table(columns=["image_id"])["image_id"]
+        if pc.any(pc.is_in(ids, wanted)).as_py():
+            one_of = pc.field("image_id").isin(wanted)
+            parts.append(fragment.to_table(columns=list(columns), filter=one_of))
+    return pa.concat_tables(parts) if parts else dataset.schema.empty_table()
+
+
+def read_image(uri: str, size: Preprocessing, max_pixels: int) -> Decoded:
+    try:
+        data = storage.read_bytes(uri)
+    except Exception as error:  # each fsspec file system raises its own
+        return Decoded(None, None, None, f"{type(error).__name__}: {error}"[:200])
+    return decode(data, size, max_pixels)
+
+
+def thumbnail(decoded: Decoded) -> str | None:
+    """The picture in its own proportions, cut from the square that ``THUMBNAIL`` makes."""
+    if decoded.pixels is None or decoded.width is None or decoded.height is None:
+        return None
+    ratio = max(decoded.width, decoded.height) / SIDE
+    width, height = max(1, round(decoded.width / ratio)), max(1, round(decoded.height / ratio))
+    left, top = (SIDE - width) // 2, (SIDE - height) // 2
+    picture = Image.fromarray(decoded.pixels).crop((left, top, left + width, top + height))
+    return data_uri(picture)
+
+
+def data_uri(image: Image.Image) -> str:
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode('ascii')}"
+
+
+def history(config: JobConfig) -> list[dict[str, Any]]:
+    """The entries of the model's epochs; none where the run has no model of its own."""
+    url = config.at("model", "history.jsonl")
+    lines = storage.read_text(url).splitlines() if storage.exists(url) else []
+    return [json.loads(line) for line in lines]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve over epochs; not a number is a gap."""
+
+    label: str
+    epochs: Sequence[int]
+    values: Sequence[float]
+    colour: str  # TRAIN or VAL
+    style: str = "o-"  # matplotlib's
+    ring: int | None = None  # the epoch to draw a ring around
+
+
+def chart(lines: Iterable[Line], value: str) -> Markup:
+    """Curves over the epochs, as SVG to stand in a page; ``value`` names the vertical axis."""
+    # Text stays text, and ids do not change from call to call.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "captioner"}):
+        figure = Figure(figsize=(5.6, 2.9), layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot(facecolor="none")
+        for line in lines:
+            axes.plot(
+                line.epochs, line.values, line.style, color=line.colour, label=line.label,
+                markersize=3,
+            )  # fmt: skip
+            if line.ring is not None:
+                height = line.values[line.epochs.index(line.ring)]
+                axes.plot(line.ring, height, "o", color=line.colour, markersize=9, fillstyle="none")
+        axes.set_xlabel("epoch", color=_TEXT)
+        axes.set_ylabel(value, color=_TEXT)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.tick_params(colors=_TEXT, length=0)
+        axes.grid(axis="y", color=_LINE, linewidth=0.8)
+        axes.spines[:].set_visible(False)
+        axes.legend(frameon=False, labelcolor=_TEXT)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()[file.getvalue().index("<svg") :]
+    for drawn, css in _CSS_COLOURS.items():
+        svg = svg.replace(drawn, css)
+    return Markup(svg)

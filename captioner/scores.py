@@ -1,0 +1,208 @@
+"""Caption rows -> the scores of each image, and from those the scores of all with their intervals.
+
+What stands in ``scores/`` for an image are numbers that add up: any set of images, a resample for
+example, is scored from sums alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from captioner import features
+from captioner.config import Score
+from captioner.metrics import ORDERS, BleuStatistics, CiderD, corpus_bleu, rouge_l
+from captioner.metrics.bootstrap import LEVEL, interval, resampled_sums
+from captioner.metrics.cider import Ngram, ngrams_of_image
+from captioner.metrics.java import METEOR_STATISTICS, meteor
+from captioner.vocabulary import tokenize
+
+TITLES = {
+    **{f"bleu_{order}": f"BLEU-{order}" for order in ORDERS},
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr-D",
+    "meteor": "METEOR",
+    "spice": "SPICE",
+    "clip_score": "CLIPScore",
+    "ref_clip_score": "RefCLIPScore",
+}
+_MEANS = ("rouge_l", "cider", "spice", "clip_score", "ref_clip_score")
+_BLEU = pa.list_(pa.int32(), 10)  # metrics.BleuStatistics.to_list
+_ALWAYS = [
+    pa.field("image_id", pa.string()),
+    pa.field("bleu_4", pa.float32()),  # of this caption alone, smoothed
+    pa.field("rouge_l", pa.float64()),
+    pa.field("cider", pa.float64()),
+    pa.field("bleu_statistics", _BLEU),
+    pa.field("one_reference_statistics", _BLEU),
+    # of the most frequent training caption, which looks at no image
+    pa.field("baseline_statistics", _BLEU),
+    pa.field("baseline_rouge_l", pa.float64()),
+    pa.field("baseline_cider", pa.float64()),
+]
+_ALSO = {
+    "meteor": [
+        pa.field("meteor", pa.float64()),
+        pa.field("meteor_statistics", pa.list_(pa.float64(), METEOR_STATISTICS)),
+    ],
+    **{name: [pa.field(name, pa.float64())] for name in ("spice", "clip_score", "ref_clip_score")},
+}
+Statistics = dict[str, NDArray[np.float64]]  # (images, columns), by name
+
+
+def schema(also: Sequence[str]) -> pa.Schema:
+    """Columns of ``scores/``."""
+    return pa.schema([*_ALWAYS, *(field for name in also for field in _ALSO[name])])
+
+
+def count_texts(rows: pa.Table) -> pa.Table:
+    """Caption rows -> ``kind text count``, which add up: of every ``caption`` how often it was
+    said, of every ``ngram`` in the references of how many scored images it occurs."""
+    counts: dict[str, Counter[str]] = {"caption": Counter(), "ngram": Counter(), "image": Counter()}
+    for caption, references in zip(rows["caption"].to_pylist(), rows["references"].to_pylist()):
+        if caption is None:
+            continue
+        counts["caption"][caption] += 1
+        if references:
+            counts["image"][""] += 1
+            ngrams = ngrams_of_image(map(tokenize, references))
+            counts["ngram"].update(" ".join(map(str, ngram)) for ngram in ngrams)
+    return _table(counts)
+
+
+def count_references(rows: pa.Table) -> pa.Table:
+    """Manifest rows -> ``kind text count`` of every ``reference``, in words."""
+    texts = (text for of_image in rows["captions"].to_pylist() for text in of_image)
+    return _table({"reference": Counter(" ".join(tokenize(text)) for text in texts)})
+
+
+def _table(counts: Mapping[str, Counter[str]]) -> pa.Table:
+    columns = {
+        "kind": pa.array([kind for kind, of in counts.items() for _ in of], pa.string()),
+        "text": pa.array([text for of in counts.values() for text in of], pa.large_string()),
+        "count": pa.array([n for of in counts.values() for n in of.values()], pa.int64()),
+    }
+    return pa.table(columns)
+
+
+def add_up(parts: Iterable[pa.Table]) -> pa.Table:
+    """The counts of several parts together."""
+    together = pa.concat_tables([_table({}), *parts])
+    found = together.group_by(["kind", "text"]).aggregate([("count", "sum")])
+    return found.rename_columns(["kind", "text", "count"])
+
+
+def texts_of(counts: pa.Table, kind: str, at_least: int = 1) -> Counter[str]:
+    """The texts of one kind that occur so often."""
+    wanted = pc.and_(pc.equal(counts["kind"], kind), pc.greater_equal(counts["count"], at_least))
+    found = counts.filter(wanted)
+    return Counter(dict(zip(found["text"].to_pylist(), found["count"].to_pylist())))
+
+
+def cider_of(counts: pa.Table) -> CiderD:
+    """CIDEr-D with the document frequencies of the scored references."""
+    ngrams = texts_of(counts, "ngram", at_least=2)  # what occurs once need not be remembered
+    frequencies: dict[Ngram, int] = {tuple(text.split(" ")): n for text, n in ngrams.items()}
+    return CiderD(frequencies, texts_of(counts, "image")[""])
+
+
+def score_rows(rows: pa.Table, cider: CiderD, baseline: Sequence[str]) -> pa.Table:
+    """Caption rows -> those with a caption and references, with the columns of ``schema([])``."""
+    there = pc.and_(
+        pc.is_valid(rows["caption"]),
+        pc.greater(pc.fill_null(pc.list_value_length(rows["references"]), 0), 0),
+    )
+    rows = rows.filter(there)
+    made = [
+        _score(tokenize(caption), [tokenize(text) for text in references], cider, baseline)
+        for caption, references in zip(rows["caption"].to_pylist(), rows["references"].to_pylist())
+    ]
+    new = [field for field in _ALWAYS if field.name not in rows.column_names]
+    table = pa.Table.from_pylist(made, schema=pa.schema(new))
+    for field in new:
+        rows = rows.append_column(field, table[field.name])
+    return rows
+
+
+def _score(
+    said: list[str], known: list[list[str]], cider: CiderD, baseline: Sequence[str]
+) -> dict[str, Any]:
+    references = cider.references(known)
+    return {
+        "rouge_l": rouge_l(said, known),
+        "cider": cider.score(said, references),
+        "one_reference_statistics": BleuStatistics.of(said, known[:1]).to_list(),
+        "baseline_statistics": BleuStatistics.of(baseline, known).to_list(),
+        "baseline_rouge_l": rouge_l(baseline, known),
+        "baseline_cider": cider.score(baseline, references),
+    }
+
+
+def figures(rows: pa.Table, baseline: str, options: Score) -> dict[str, Any]:
+    """Scores of all images, from rows of ``scores/`` in a fixed order: the resamples go by it."""
+    found = statistics(rows)
+    scores = corpus(totals(found), len(rows))
+    drawn = corpus(resampled(found, options.resamples, options.seed), len(rows))
+    bleu = {name: scores.pop(name) for name in TITLES if name.startswith("bleu_")}
+    return {
+        "all_references": {name: float(value) for name, value in bleu.items()},
+        "one_reference": _bleu(rows["one_reference_statistics"]),
+        "always_the_most_frequent_caption": {
+            "caption": baseline,
+            **_bleu(rows["baseline_statistics"]),
+            "rouge_l": pc.mean(rows["baseline_rouge_l"]).as_py(),
+            "cider": pc.mean(rows["baseline_cider"]).as_py(),
+        },
+        **{name: float(value) for name, value in scores.items()},
+        "intervals": {name: list(interval(values)) for name, values in drawn.items()},
+        "bootstrap": {"level": LEVEL, "resamples": options.resamples, "seed": options.seed},
+    }
+
+
+def _bleu(column: pa.ChunkedArray) -> dict[str, float]:
+    scores = corpus_bleu(_matrix(column).sum(axis=0))
+    return {f"bleu_{order}": float(value) for order, value in zip(ORDERS, scores)}
+
+
+def statistics(rows: pa.Table) -> Statistics:
+    """What adds up, of rows of ``scores/``."""
+    names = ("bleu_statistics", "meteor_statistics", *_MEANS)
+    return {name: _matrix(rows[name]) for name in names if name in rows.column_names}
+
+
+def _matrix(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    if pa.types.is_fixed_size_list(column.type):
+        return features.to_numpy(column).astype(np.float64)
+    values: NDArray[np.float64] = column.to_numpy().astype(np.float64)
+    return values[:, None]
+
+
+def totals(found: Statistics) -> Statistics:
+    """Sums over all images, ``(columns,)``."""
+    return {name: values.sum(axis=0) for name, values in found.items()}
+
+
+def resampled(found: Statistics, resamples: int, seed: int) -> Statistics:
+    """Sums over resampled images, ``(resamples, columns)``. The draw depends on the number of
+    images and the seed alone: of the same images in the same order, those of two systems are
+    paired."""
+    sums = resampled_sums(np.hstack(list(found.values())), resamples, seed)
+    widths = np.cumsum([values.shape[1] for values in found.values()])
+    return dict(zip(found, np.split(sums, widths[:-1], axis=1)))
+
+
+def corpus(sums: Statistics, images: int) -> dict[str, NDArray[np.float64]]:
+    """Scores of so many images, ``(...)`` by metric in the order of ``TITLES``, from sums
+    ``(..., columns)``."""
+    bleu = corpus_bleu(sums["bleu_statistics"])
+    found = {f"bleu_{order}": bleu[..., order - 1] for order in ORDERS}
+    found |= {name: sums[name][..., 0] / images for name in _MEANS if name in sums}
+    if "meteor_statistics" in sums:
+        found["meteor"] = meteor(sums["meteor_statistics"])
+    return {name: found[name] for name in TITLES if name in found}

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from captioner import scores
+from captioner.config import Score
+from captioner.metrics import BleuStatistics, CiderD, rouge_l, sentence_bleu_4
+from tests.captioner.metrics.corpora import Corpus, babble, uneven
+
+BASELINE = ["a", "dog"]
+
+
+def caption_rows(corpus: Corpus) -> pa.Table:
+    """As ``captions/`` has them; the first has failed, the second has no references."""
+    rows: list[dict[str, Any]] = [{"image_id": "failed"}, {"image_id": "x", "caption": "a dog"}]
+    for number, (said, known) in enumerate(zip(*corpus)):
+        rows.append(
+            {
+                "image_id": f"{number:03}",
+                "caption": " ".join(said),
+                "references": [" ".join(words) for words in known],
+                "bleu_4": sentence_bleu_4(said, known),
+                "bleu_statistics": BleuStatistics.of(said, known).to_list(),
+            }
+        )
+    texts = [pa.field("caption", pa.string()), pa.field("references", pa.list_(pa.string()))]
+    numbers = [scores.schema([]).field(name) for name in ("bleu_4", "bleu_statistics")]
+    fields = [pa.field("image_id", pa.string()), *texts, *numbers]
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+
+
+def scored(rows: pa.Table, parts: int = 1) -> pa.Table:
+    """Scored in so many parts, as tasks do it."""
+    size = -(-len(rows) // parts)
+    blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
+    cider = scores.cider_of(scores.add_up(map(scores.count_texts, blocks)))
+    made = pa.concat_tables(scores.score_rows(block, cider, BASELINE) for block in blocks)
+    return made.select(scores.schema([]).names).cast(scores.schema([]))
+
+
+@pytest.mark.parametrize("corpus", [babble(0), uneven()])
+def test_scores_of_each_image_and_of_all(corpus: Corpus) -> None:
+    said, known = corpus
+    rows = scored(caption_rows(corpus), parts=5)
+    assert rows["image_id"].to_pylist() == [f"{number:03}" for number in range(len(said))]
+    cider = CiderD.of_references(known)
+    expected = [cider.score(mine, cider.references(theirs)) for mine, theirs in zip(said, known)]
+    assert rows["cider"].to_pylist() == expected
+    assert rows["rouge_l"].to_pylist() == [rouge_l(mine, theirs) for mine, theirs in zip(*corpus)]
+    found = scores.figures(rows, "a dog", Score(resamples=100))
+    assert found["cider"] == pytest.approx(np.mean(expected))
+    for key, references, captions in (
+        ("all_references", known, said),
+        ("one_reference", [group[:1] for group in known], said),
+        ("always_the_most_frequent_caption", known, [BASELINE] * len(said)),
+    ):
+        bleu = reduce(add, map(BleuStatistics.of, captions, references)).bleu()
+        assert [found[key][f"bleu_{order}"] for order in (1, 2, 3, 4)] == pytest.approx(bleu)
+    baseline = found["always_the_most_frequent_caption"]
+    assert baseline["caption"] == "a dog"
+    assert baseline["rouge_l"] == pytest.approx(np.mean([rouge_l(BASELINE, g) for g in known]))
+    always = [cider.score(BASELINE, cider.references(theirs)) for theirs in known]
+    assert baseline["cider"] == pytest.approx(np.mean(always))
+
+
+def test_counts_of_any_parts_add_up() -> None:
+    rows = caption_rows(babble(0))
+    whole = scores.add_up([scores.count_texts(rows)])
+    dice = random.Random(0)
+    cuts = sorted(dice.sample(range(len(rows)), 6))
+    parts = [rows.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, len(rows)])]
+    merged = scores.add_up(map(scores.count_texts, parts))
+    for kind in ("caption", "ngram", "image"):
+        assert scores.texts_of(merged, kind) == scores.texts_of(whole, kind)
+    assert scores.texts_of(whole, "image") == {"": 80}
+    assert scores.texts_of(whole, "caption")["a dog"] >= 1  # of the image without references
+    assert scores.texts_of(whole, "caption").total() == 81
+    often = scores.texts_of(whole, "ngram", at_least=2)
+    assert 0 < len(often) < len(scores.texts_of(whole, "ngram"))
+    assert min(often.values()) == 2
+
+
+def test_no_rows_count_as_nothing() -> None:
+    nothing = caption_rows(([], [])).slice(0, 0)
+    counts = scores.add_up([scores.count_texts(nothing), *[]])
+    assert scores.texts_of(counts, "caption") == Counter()
+    assert len(scores.add_up([])) == 0
+    assert len(scored(caption_rows(([], [])))) == 0
+
+
+def test_references_are_counted_in_words() -> None:
+    rows = pa.table({"captions": [["A dog .", "a dog"], [], ["A cat!"]]})
+    found = scores.texts_of(scores.count_references(rows), "reference")
+    assert found == {"a dog": 2, "a cat": 1}
+
+
+def test_intervals_hold_the_score_and_go_by_the_seed() -> None:
+    rows = scored(caption_rows(babble(0)))
+    options = Score(resamples=500)
+    found = scores.figures(rows, "a dog", options)
+    assert list(found["intervals"]) == [f"bleu_{n}" for n in (1, 2, 3, 4)] + ["rouge_l", "cider"]
+    values = {**found, **found["all_references"]}
+    for name, (low, high) in found["intervals"].items():
+        assert low < values[name] < high
+        assert high - low < 0.6 * values[name]
+    assert found["bootstrap"] == {"level": 0.95, "resamples": 500, "seed": 0}
+    assert scores.figures(rows, "a dog", options) == found
+    other = scores.figures(rows, "a dog", Score(resamples=500, seed=1))
+    assert other["intervals"] != found["intervals"]
+    assert other["all_references"] == found["all_references"]
+
+
+def test_bleu_of_a_resample_is_that_of_the_drawn_images_together() -> None:
+    """And not the mean of theirs."""
+    found = scores.statistics(scored(caption_rows(babble(0))))
+    drawn = scores.resampled(found, 3, seed=0)
+    which = np.random.default_rng(0).integers(0, 80, (3, 80))
+    for resample, images in enumerate(which):
+        rows = found["bleu_statistics"][images].sum(axis=0).astype(int).tolist()
+        expected = BleuStatistics.from_list(rows).bleu()
+        one = {name: sums[resample] for name, sums in drawn.items()}
+        assert [scores.corpus(one, 80)[f"bleu_{n}"] for n in (1, 2, 3, 4)] == pytest.approx(
+            expected
+        )
+
+
+def test_two_systems_are_resampled_alike() -> None:
+    said, known = babble(0)
+    better = [[*mine, theirs[0][0]] for mine, theirs in zip(said, known)]
+    pair = [scores.statistics(scored(caption_rows((of, known)))) for of in (said, better)]
+    first, second = (scores.resampled(found, 50, seed=7) for found in pair)
+    lengths = [sums["bleu_statistics"][:, 8] for sums in (first, second)]
+    assert (lengths[1] - lengths[0] == 80).all()  # each drawn caption is a word longer
+
+
+def test_scores_that_were_asked_for_have_columns_and_an_order() -> None:
+    also = ["clip_score", "meteor"]
+    schema = scores.schema(also)
+    assert schema.names[-3:] == ["clip_score", "meteor", "meteor_statistics"]
+    counts = [7.0, 6, 4, 3, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 2, 5, 5]
+    rows = scored(caption_rows(babble(0)))
+    values: list[Any] = [[0.5] * len(rows), [0.25] * len(rows), [counts] * len(rows)]
+    for field, value in zip(list(schema)[-3:], values):
+        rows = rows.append_column(field, pa.array(value, field.type))
+    found = scores.figures(rows, "", Score(resamples=100))
+    assert list(found["intervals"])[-2:] == ["meteor", "clip_score"]
+    assert found["clip_score"] == pytest.approx(0.5)
+    assert found["meteor"] == pytest.approx(0.394827758)  # METEOR 1.5's own of these counts

@@ -1,0 +1,57 @@
+"""Scores through the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Cli = Callable[..., Result]
+CLIP_SCORE = ("--set", "score.also=[clip_score]")
+
+
+def test_scores_that_cannot_be_had_are_refused_before_a_run_begins(
+    captioner: Cli, small_config: Path, tmp_path: Path
+) -> None:
+    """The tower of the tests is no CLIP: its text side knows 64 words."""
+    refused = captioner("run", small_config, *CLIP_SCORE, status=2)
+    assert "score.also: clip_score: the text side" in refused.output
+    assert not (tmp_path / "run" / "manifest").exists()
+    refused = captioner("run", small_config, "--set", "score.also=[clipscore]", status=2)
+    assert "score.also.0: Input should be 'meteor'" in refused.output
+
+
+def test_a_directory_has_no_features_to_score_by(
+    captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path
+) -> None:
+    arguments = ("--model", finished_run / "model", "--out", tmp_path / "out", *CLIP_SCORE)
+    refused = captioner("caption", scene_data / "Images", *arguments, status=2)
+    assert "a captioned directory has none" in refused.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_scores_of_a_finished_run(captioner: Cli, finished_run: Path) -> None:
+    before = json.loads((finished_run / "metrics.json").read_text())
+    assert len(before["intervals"]) == 6
+    options = ("--set", "score.resamples=200")
+    refused = captioner("score", finished_run, *options, status=2)
+    assert "captioner run --redo score" in refused.output
+    output = captioner("run", finished_run, "--redo", "score", *options).output
+    assert output.count("done before, skipped") == 4
+    assert "CIDEr-D" in output
+    after = json.loads((finished_run / "metrics.json").read_text())
+    assert after["cider"] == before["cider"]
+    assert after["intervals"] != before["intervals"]
+
+
+def test_missing_java_is_told_before_a_run_begins(
+    captioner: Cli, small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setenv("PATH", "")
+    refused = captioner("run", small_config, "--set", "score.also=[meteor]", status=2)
+    assert "no `java` on the PATH" in refused.output
+    assert not (tmp_path / "run" / "manifest").exists()
