@@ -26,7 +26,7 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order that one uses them."""
-        order = ["demo", "run", *STAGES, "features", "bench"]
+        order = ["demo", "run", *STAGES, "compare", "features", "bench"]
         return sorted(super().list_commands(ctx), key=order.index)
 
 
@@ -221,11 +221,15 @@ def caption(
 @main.command()
 @with_config
 def score(config: JobConfig) -> None:
-    """Score the captions with BLEU: metrics.json.
+    """Score the captions: metrics.json, and scores/ of each image.
+
+    BLEU, ROUGE-L and CIDEr-D, with confidence intervals; score.also names more: meteor, spice,
+    clip_score, ref_clip_score.
 
     \b
-    Example:
+    Examples:
       captioner score runs/flickr8k
+      captioner run runs/flickr8k --redo score --set score.also=[meteor]
     """
     _stage("score", config)
 
@@ -240,6 +244,24 @@ def report(config: JobConfig) -> None:
       captioner report runs/flickr8k
     """
     _stage("report", config)
+
+
+@main.command()
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+@click.option("--out", default="compare.html", show_default=True, help="Where the page goes.")
+def compare(first: str, second: str, out: str) -> None:
+    """Compare two scored runs: which is better, and whether that is more than chance.
+
+    \b
+    Example:
+      captioner compare runs/cross-entropy runs/self-critical --out compare.html
+    """
+    from captioner import compare as comparing
+
+    found = comparing.compare(load(first, ()), load(second, ()))
+    click.echo(comparing.describe(found))
+    click.echo(f"\npage: {comparing.write(found, out)}")
 
 
 @main.group()
