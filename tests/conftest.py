@@ -1,4 +1,5 @@
-"""One Ray cluster for all tests of a session, and small data that the tests draw."""
+"""One Ray cluster for all tests of a session (of pytest-xdist: of each of its processes), and
+small data that the tests draw."""
 
 from __future__ import annotations
 
