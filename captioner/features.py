@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from captioner import manifest, storage
 from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
+from captioner.vocabulary import tokenize
 
 
 def schema(identity: EncoderIdentity) -> pa.Schema:
@@ -118,3 +119,10 @@ def count(url: str) -> Counts:
         words = pc.list_element(pc.split_pattern(batch["error"], ":", max_splits=1), 0)
         errors.update({e["values"].as_py(): e["counts"].as_py() for e in words.value_counts()})
     return Counts(int(dataset.count_rows()), dict(errors.most_common()))
+
+
+def with_references(rows: pa.Table) -> pa.Table:
+    """``captions`` (texts) -> ``references`` (their words): once, and not in every epoch."""
+    words = [[tokenize(text) for text in texts] for texts in rows["captions"].to_pylist()]
+    references = pa.array(words, pa.list_(pa.list_(pa.string())))
+    return rows.drop_columns(["captions"]).append_column("references", references)

@@ -31,7 +31,7 @@ from captioner.identity import EncoderIdentity
 from captioner.images import Decoded, Preprocessing, decode
 from captioner.metrics import ORDERS
 from captioner.model import CaptionModel
-from captioner.training import Progress
+from captioner.training.progress import Progress
 from captioner.vocabulary import EOS, SPECIAL
 
 SEED = 0  # of the gallery: the same rows give the same page
@@ -93,7 +93,7 @@ def write(config: JobConfig) -> str:
     chosen = {name: [cards[image_id] for image_id in ids] for name, ids in selection.items()}
     maps, no_maps = _attention(config, chosen["attention"])
     errors, history = _errors(config), _history(config)
-    best_epoch = Progress(history).best_epoch
+    best_epoch = Progress(history).best_epoch(config.train)
     page = _PAGES.get_template("report.html.j2").render(
         **chosen,
         version=captioner.__version__,
@@ -106,6 +106,7 @@ def write(config: JobConfig) -> str:
         captioned=manifest.count(config.at("captions")),
         history=history,
         best_epoch=best_epoch,
+        judge=config.train.choose_by,
         curves=_curves(history, best_epoch) if history else None,
         maps=maps,
         no_maps=no_maps,
@@ -252,7 +253,8 @@ def _curves(history: Sequence[dict[str, Any]], best_epoch: int) -> Markup:
         figure.patch.set_visible(False)
         axes = figure.add_subplot(facecolor="none")
         for split, colour in (("train", _TRAIN), ("val", _VAL)):
-            losses = [entry[f"{split}_loss"] for entry in history]
+            # Epochs that were trained on a reward have no training loss.
+            losses = [entry.get(f"{split}_loss", math.nan) for entry in history]
             axes.plot(epochs, losses, "o-", color=colour, label=split, markersize=3)
         best_loss = history[best_epoch - 1]["val_loss"]
         axes.plot(best_epoch, best_loss, "o", color=_VAL, markersize=9, fillstyle="none")

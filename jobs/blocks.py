@@ -17,11 +17,13 @@ import ray
 from captioner import storage
 from captioner.config import Image, Source
 from captioner.errors import StorageUnavailable
+from captioner.features import with_references
 from captioner.images import Decoded, Preprocessing, decode
+from captioner.metrics.cider import ngrams_of_image
 from captioner.reading import Bytes, Unreadable, read_images
 from captioner.sources import Part
 from captioner.sources import list_part as list_images
-from captioner.vocabulary import count_words
+from captioner.vocabulary import END, count_words, tokenize
 from jobs.progress import telling
 
 DELETED = "deleted from the source"  # the error of a row whose image is no longer there
@@ -125,21 +127,37 @@ def errors_of(rows: pa.Table) -> dict[str, int]:
 
 
 def trainable(rows: pa.Table, split: str) -> pa.Table:
-    """The rows of a split that can be learned from: without an error, with a caption."""
+    """The rows of a split that can be learned from, without an error and with a caption; their
+    captions cut into words."""
     keep = pc.and_(pc.equal(rows["split"], split), pc.is_null(rows["error"]))
     captions = pc.fill_null(pc.list_value_length(rows["captions"]), 0)
-    return rows.filter(pc.and_(keep, pc.greater(captions, 0)))
+    return with_references(rows.filter(pc.and_(keep, pc.greater(captions, 0))))
 
 
 def count_training_words(rows: pa.Table) -> pa.Table:
     """``word count`` over the captions of the training split."""
-    pairs = zip(rows["split"].to_pylist(), rows["captions"].to_pylist())
-    counts = count_words(
-        caption for split, captions in pairs if split == "train" for caption in captions
-    )
+    counts = count_words(caption for captions in _training(rows) for caption in captions)
     return pa.table(
         {
             "word": pa.array(list(counts.keys()), pa.string()),
             "count": pa.array(list(counts.values()), pa.int64()),
         }
     )
+
+
+def count_training_ngrams(rows: pa.Table) -> pa.Table:
+    """``ngram images``: in the references of how many training images each n-gram occurs, the end
+    of a caption counted as a word."""
+    counts: Counter[Any] = Counter()
+    for captions in _training(rows):
+        counts.update(ngrams_of_image([[*tokenize(caption), END] for caption in captions]))
+    return pa.table(
+        {
+            "ngram": pa.array([list(ngram) for ngram in counts], pa.list_(pa.string())),
+            "images": pa.array(list(counts.values()), pa.int64()),
+        }
+    )
+
+
+def _training(rows: pa.Table) -> list[list[str]]:
+    return rows.filter(pc.equal(rows["split"], "train"))["captions"].to_pylist()

@@ -45,6 +45,12 @@ class Workers:
     count: int
     cpus: int
     gpus: int
+    most: int | None = None  # where the pool may grow
+
+    @property
+    def range(self) -> int | tuple[int, int]:
+        """How many, or how few and how many."""
+        return self.count if self.most is None else (self.count, max(self.count, self.most))
 
     @property
     def device(self) -> str:
@@ -121,9 +127,10 @@ def trainers(cluster: Cluster) -> Workers:
     count = cluster.train_workers
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if cluster.device == "cuda" or (cluster.device == "auto" and gpus >= count):
-        workers = Workers(count, 1, 1)
+        workers = Workers(count, 1, 1, cluster.train_workers_max)
     else:
-        workers = Workers(count, max(1, cores() // count), 0)
+        cpus = max(1, cores() // count)
+        workers = Workers(count, cpus, 0, cluster.train_workers_max)
     require(workers, 2, cluster.patience)
     return workers
 
