@@ -260,7 +260,7 @@ class Cluster(Section):
     """What encoders run on; auto: GPUs where the cluster has any."""
     encoders: Positive | None = None
     """Encoder (and search) actors; none: one for each GPU, or one a node where there is none."""
-    patience: Annotated[float, Field(ge=0.0)] = 30.0
+    patience: Annotated[float, Field(ge=0.0)] = 15.0
     """Seconds to wait for the cluster to be large enough; longer where it grows by itself."""
     train_workers: Positive = 1
     train_workers_max: Positive | None = None

@@ -3,6 +3,7 @@ which takes seconds in each new worker and hundreds of megabytes."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -92,12 +93,13 @@ def with_pixels(rows: pa.Table, images: Sequence[Decoded], target: Preprocessing
 
 
 def drop_outdated(rows: pa.Table, fs: Any, current: Any) -> pa.Table:
-    """Rewrite those of these Parquet files that hold rows of no ``current`` serial. Each is
-    replaced by one write, so that no reader sees an image twice or not at all."""
+    """Rewrite those of these Parquet files that hold rows of no ``current`` serial, each in one
+    write. A file that is only half there, after a crash, is Ray's to delete."""
     current = ray.get(current)  # shared by the tasks of a node
     dropped = []
     for path in rows["path"].to_pylist():
-        with fs.open(path) as file, pq.ParquetFile(file) as parquet:
+        with contextlib.suppress(pa.ArrowInvalid), fs.open(path) as file:
+            parquet = pq.ParquetFile(file)
             serials = parquet.read(columns=["serial"])["serial"].to_numpy()
             places = np.searchsorted(current, serials)
             known = np.append(current, -1)[places] == serials
@@ -109,7 +111,7 @@ def drop_outdated(rows: pa.Table, fs: Any, current: Any) -> pa.Table:
                     storage.write_table(url, table, row_group_size=groups)
                 else:
                     fs.rm_file(path)
-        dropped.append(int((~known).sum()))
+            dropped.append(int((~known).sum()))
     return pa.table({"dropped": dropped})
 
 

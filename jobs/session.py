@@ -12,30 +12,13 @@ import ray
 from ray.data import DataContext
 from ray.data.context import DEFAULT_RETRIED_IO_ERRORS
 
+from captioner import storage
 from captioner.config import Cluster
 from captioner.errors import CannotSchedule
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
 _SPARE_CPUS = 4
-
-
-# What fsspec's file systems say while a storage does not answer. Ray tries such writes again,
-# for some minutes; reading images has its own patience (captioner.reading).
-_STORAGE_IS_AWAY = (
-    "Could not connect to the endpoint",
-    "Connect timeout",
-    "Read timeout",
-    "Connection was closed",
-    "Connection reset",
-    "Connection refused",
-    "Connection lost",
-    "Cannot connect to host",
-    "Server disconnected",
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-)
 
 
 @dataclass(frozen=True)
@@ -90,7 +73,8 @@ def start(cluster: Cluster) -> None:
     # The newer Parquet reader starts actors to read footers: 6 to 8 s for every execution of a
     # data set (Ray 2.60, 2 cores), so for every epoch. The older one takes 0.3 s.
     context.use_datasource_v2 = False
-    context.retried_io_errors = [*DEFAULT_RETRIED_IO_ERRORS, *_STORAGE_IS_AWAY]
+    # Writes are tried again, for some minutes; reading images has its own patience.
+    context.retried_io_errors = [*DEFAULT_RETRIED_IO_ERRORS, *storage.AWAY]
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # it is raised as well
 

@@ -72,6 +72,9 @@ class Worker:
         self.progress = progress.load_progress(directory)
         images = sum(entry["images"] for entry in self.progress.history) + len(self.progress.done)
         self._task.tally.add.remote(images // self._workers, {})
+        if self._rank == 0:
+            line = f"train: goes on in epoch {self.progress.epoch + 1}, after {images:,} images"
+            self._task.tally.say.remote(line)
         stage = self.progress.stage(self._options)
         if stage is not None and self.progress.has_begun(stage):
             self._learner, self._stage = self._new_learner(stage), stage

@@ -7,28 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from click.testing import Result
 from PIL import Image
 
 from jobs.stream import rows_written
-from tests.processes import Command, wait_until
+from tests.processes import Command, wait_until, workers
 from tests.shards import assert_each_once
 
 Cli = Callable[..., Result]
 IMAGES = 400
-
-
-def encoders(cluster: str) -> list[psutil.Process]:
-    """The encoding actors of the cluster at this address."""
-    found = []
-    for raylet in psutil.process_iter(["name", "cmdline"]):
-        if raylet.info["name"] == "raylet" and f"--gcs-address={cluster}" in raylet.info["cmdline"]:
-            for worker in raylet.children():
-                if "EncodeImages" in " ".join(worker.cmdline()):
-                    found.append(worker)
-    return found
 
 
 def test_a_killed_actor_costs_nothing(
@@ -38,7 +26,7 @@ def test_a_killed_actor_costs_nothing(
     features = str(tmp_path / "run" / "features")
     with Command("extract", *slow_config) as command:
         wait_until(lambda: rows_written(f"{features}.checkpoints") >= 64, command)
-        (actor,) = encoders(cluster)
+        (actor,) = workers(cluster, "EncodeImages")
         actor.send_signal(signal.SIGKILL)
         output = command.finish()
     assert f"extract: {IMAGES} rows" in output
@@ -69,7 +57,7 @@ def test_a_lost_node_costs_nothing(
     features = str(tmp_path / "run" / "features")
     with Command("extract", *slow_config, f"--set=cluster.address={address}") as command:
         wait_until(lambda: rows_written(f"{features}.checkpoints") >= 64, command)
-        assert len(encoders(address)) == 2
+        assert len(workers(address, "EncodeImages")) == 2
         lose_a_node()
         output = command.finish()
     assert f"extract: {IMAGES} rows" in output

@@ -14,6 +14,7 @@ from click.testing import Result
 from PIL import Image
 
 from captioner import manifest
+from tests.conftest import TINY_VIT
 
 Cli = Callable[..., Result]
 
@@ -136,6 +137,53 @@ def test_failed_images_are_tried_again_when_asked_for(
     rows = rows_of(tmp_path / "run" / "features")
     assert len(rows) == 51
     assert all(row["error"] is None for row in rows.values())
+
+
+def test_a_manifest_that_a_crash_left_half_moved_is_whole_before_anything_reads_it(
+    captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
+) -> None:
+    config = (small_config, f"--set=source.images={growing}", "--set=source.captions=null")
+    captioner("index", *config)
+    run = tmp_path / "run"
+    shutil.copytree(run / "manifest", tmp_path / "before")
+    change(growing)
+    captioner("index", *config, "--set=source.max_deleted=1")
+    # As a kill in the middle leaves it: the new one is written, the old one partly deleted.
+    shutil.move(run / "manifest", run / "manifest.next")
+    shutil.copytree(tmp_path / "before", run / "manifest")
+    for part in (run / "manifest").glob("part-*"):
+        part.unlink()
+    output = captioner("extract", *config, "--max-error-rate", "1").output
+    assert "extract: 54 rows" in output
+    assert len(rows_of(run / "features")) == 54
+
+
+def test_features_of_another_manifest_are_not_added_to(
+    captioner: Cli, extracted_run: Path, scene_data: Path
+) -> None:
+    config = (extracted_run, f"--set=source.images={scene_data / 'Images'}")
+    shutil.rmtree(extracted_run / "manifest")
+    captioner("index", *config)
+    refused = captioner("extract", *config, status=2).output
+    assert "of another manifest" in refused
+    assert "--redo extract" in refused
+
+
+def test_features_of_other_weights_behind_the_same_name_are_not_added_to(
+    captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
+) -> None:
+    tower = Path(shutil.copytree(TINY_VIT, tmp_path / "tower"))
+    config = (small_config, f"--set=source.images={growing}", "--set=source.captions=null")
+    config = (*config, f"--set=encoder.model=local-dir:{tower}")
+    captioner("index", *config)
+    captioner("extract", *config)
+    settings = tower / "open_clip_config.json"
+    settings.write_text(settings.read_text().replace('"layers": 1', '"layers": 2', 1))
+    change(growing)
+    refused = captioner("extract", *config, "--update", "--max-error-rate", "1", status=2).output
+    assert "of another encoder" in refused
+    assert "--redo extract" in refused
+    assert len(rows_of(tmp_path / "run" / "features")) == 50
 
 
 def test_a_source_that_has_mostly_vanished_changes_nothing(
