@@ -26,6 +26,7 @@ from captioner.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
 # A path or fsspec URL. Made absolute at once: Ray's workers have working directories of their own.
 Url = Annotated[str, AfterValidator(storage.resolve)]
 
@@ -112,7 +113,7 @@ class Encoder(Section):
     """Of the random weights, where ``pretrained`` is ``none``."""
     tokens: bool = True
     """Write the patch tokens too; attention needs them."""
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     compile: bool = False
     """Run the tower through torch.compile: minutes of start-up for a faster steady state."""
     batch_size: Positive = 64
@@ -139,14 +140,55 @@ class VocabularyOptions(Section):
     remove_stop_words: bool = False
 
 
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
 class Decoder(Section):
-    type: Literal["lstm"] = "lstm"
-    attention: Literal["additive", "none"] = "additive"
+    type: Literal["lstm", "transformer"] = "lstm"
+    attention: Literal["additive", "multi_head", "none"] = "additive"
+    """How the LSTM looks at the patches; a transformer's is multi_head, or none."""
+    heads: Positive = 8
+    """Of multi_head attention."""
+    gate: bool = False
+    """Let the LSTM decide how much of what it sees matters for the next word."""
+    tie_weights: bool = False
+    """Score words by the embeddings that they are read with."""
     embed_size: Positive = 256
     hidden_size: Positive = 512
     attention_size: Positive = 512
     layers: Positive = 1
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Dropout = 0.0
+    """Of what the words are scored by, and between layers."""
+    embed_dropout: Dropout = 0.0
+    """Of the embeddings of the words read."""
+    feature_dropout: Dropout = 0.0
+    """Of the image's features, as the decoder has projected them."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Decoder:
+        if self.type == "transformer" and self.attention == "additive":
+            raise ValueError("a transformer's attention is multi_head, or none")
+        if self.type == "transformer" and self.gate:
+            raise ValueError("gate is for the lstm")
+        size = self.hidden_size if self.type == "transformer" else self.attention_size
+        heads = self.type == "transformer" or self.attention == "multi_head"
+        if heads and (size % self.heads or self.hidden_size % self.heads):
+            raise ValueError(f"heads: {self.heads} heads do not divide {self.hidden_size} evenly")
+        return self
+
+
+class SelfCritical(Section):
+    """A second stage of training: captions are drawn, and those that score better than the others
+    of their image become more likely (captioner/self_critical.py)."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """0: no such stage."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
+    samples: Annotated[int, Field(ge=2)] = 5
+    """Captions drawn for an image."""
+    max_words: Positive = 20
+    bleu_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much smoothed BLEU-4 counts in the reward beside CIDEr-D."""
 
 
 class Train(Section):
@@ -155,13 +197,37 @@ class Train(Section):
     """Images in one optimiser step, over all workers."""
     captions_per_image: Literal["first", "all"] = "all"
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate: cosine falls to nothing at the last epoch."""
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    """In which the learning rate rises from nothing."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled from the gradient, as in AdamW."""
+    label_smoothing: Dropout = 0.0
+    attention_regularisation: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much it costs not to look at all patches alike over a caption (Show, Attend and Tell,
+    equation 14)."""
+    scheduled_sampling: Fraction = 0.0
+    """How many of the words read are the decoder's own, at the last epoch; it rises evenly."""
+    average: Dropout = 0.0
+    """Decay of the moving average of the weights that is validated and kept; 0: no average."""
+    choose_by: Literal["loss", "cider", "bleu_4"] = "loss"
+    """What an epoch is judged by: the validation loss, or the score of captions of the validation
+    images, each word the likeliest."""
     patience: Positive = 2
-    """Epochs without a lower validation loss after which training stops."""
+    """Epochs without a better one after which training stops."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = None
+    accumulate: Positive = 1
+    """Cut every batch into so many parts, for less memory; the step is the same."""
+    precision: Precision = "auto"
+    """Of the products; weights and sums stay float32."""
+    checkpoint_steps: Positive | None = None
+    """Save after so many steps too, and not only after an epoch."""
     max_words: Positive = 40
     """Longer captions are cut for training; references never are."""
     shuffle_buffer: Positive = 1024
     """Images held to shuffle from: 125 KB each at 49 x 1280 tokens."""
+    self_critical: SelfCritical = SelfCritical()
     seed: int = 0
 
 
@@ -204,9 +270,14 @@ class Cluster(Section):
     """What encoders run on; auto: GPUs where the cluster has any."""
     encoders: Positive | None = None
     """Encoder (and search) actors; none: one for each GPU, or one a node where there is none."""
-    patience: Annotated[float, Field(ge=0.0)] = 30.0
+    patience: Annotated[float, Field(ge=0.0)] = 15.0
     """Seconds to wait for the cluster to be large enough; longer where it grows by itself."""
     train_workers: Positive = 1
+    train_workers_max: Positive | None = None
+    """Training goes on with more workers, up to so many, as the cluster grows, and with fewer, down
+    to ``train_workers``, as it shrinks."""
+    train_retries: Annotated[int, Field(ge=0)] = 3
+    """How often training goes on from its last checkpoint after a worker was lost."""
     decode_cpus: Annotated[float, Field(gt=0.0)] = 1.0
     """Logical CPUs that a decoding task claims."""
     rows_per_block: Positive = 256

@@ -6,6 +6,7 @@ fixed-shape tensor. Who made the features stands in each file's metadata.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from captioner import manifest, storage
 from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
+from captioner.vocabulary import tokenize
 
 
 def schema(identity: EncoderIdentity) -> pa.Schema:
@@ -80,14 +83,27 @@ def read_identity(url: str) -> EncoderIdentity:
     """
     if not storage.exists(url):
         raise InputError(f"{url}: no features here; run `captioner extract` first")
-    files = manifest.dataset(url).files
-    if not files:
-        raise InputError(f"{url}: no Parquet files here; run `captioner extract` first")
+    identity = find_identity(url)
+    if identity is None:
+        raise InputError(f"{url}: no whole Parquet file here; run `captioner extract` first")
+    return identity
+
+
+def find_identity(url: str) -> EncoderIdentity | None:
+    """The same, or None where there is no whole shard yet: after a crash one may be half there.
+
+    Raises:
+        InputError: a shard is not captioner's.
+    """
     filesystem, _ = storage.arrow_filesystem(url)
-    metadata = pq.read_schema(files[0], filesystem=filesystem).metadata or {}
-    if METADATA_KEY not in metadata:
-        raise InputError(f"{files[0]}: not a feature shard: its metadata names no encoder")
-    return EncoderIdentity.from_dict(json.loads(metadata[METADATA_KEY]))
+    for path in storage.files(url, ""):
+        if path.endswith(".parquet"):
+            with contextlib.suppress(pa.ArrowInvalid):
+                metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+                if METADATA_KEY not in metadata:
+                    raise InputError(f"{path}: not a feature shard: its metadata names no encoder")
+                return EncoderIdentity.from_dict(json.loads(metadata[METADATA_KEY]))
+    return None
 
 
 def embeddings(url: str, serials: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -111,11 +127,19 @@ def embeddings(url: str, serials: NDArray[np.int64]) -> NDArray[np.float16]:
 
 
 def failed(url: str, but: str) -> NDArray[np.int64]:
-    """The serials of rows of feature or caption shards with an error other than ``but``."""
+    """The serials of rows of feature or caption shards with an error other than ``but``.
+
+    A file that is only half there, after a crash, is passed over: its rows are yet to be done.
+    """
     wanted = pc.is_valid(pc.field("error")) & (pc.field("error") != but)
-    found = manifest.dataset(url).to_table(columns=["serial"], filter=wanted)["serial"]
-    serials: NDArray[np.int64] = found.to_numpy()
-    return serials
+    found = [np.empty(0, np.int64)]
+    filesystem, _ = storage.arrow_filesystem(url)
+    for path in storage.files(url, ""):
+        if path.endswith(".parquet"):
+            with contextlib.suppress(pa.ArrowInvalid):
+                shard = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
+                found.append(shard.to_table(["serial"], filter=wanted)["serial"].to_numpy())
+    return np.concatenate(found)
 
 
 def count_rows(url: str) -> int:
@@ -138,3 +162,10 @@ def count(url: str) -> Counts:
         words = pc.list_element(pc.split_pattern(batch["error"], ":", max_splits=1), 0)
         errors.update({e["values"].as_py(): e["counts"].as_py() for e in words.value_counts()})
     return Counts(int(dataset.count_rows()), dict(errors.most_common()))
+
+
+def with_references(rows: pa.Table) -> pa.Table:
+    """``captions`` (texts) -> ``references`` (their words): once, and not in every epoch."""
+    words = [[tokenize(text) for text in texts] for texts in rows["captions"].to_pylist()]
+    references = pa.array(words, pa.list_(pa.list_(pa.string())))
+    return rows.drop_columns(["captions"]).append_column("references", references)

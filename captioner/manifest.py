@@ -8,6 +8,7 @@ the number that it did last, and a result whose number the manifest no longer ha
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,19 +61,18 @@ class Update:
         """
         return self._merge(found, self._up_to(found["image_id"][-1].as_py()))
 
-    def finish(self) -> pa.Table:
+    def finish(self) -> Iterator[pa.Table]:
         """What is left of the present manifest: all gone."""
-        return self._merge(SCHEMA.empty_table(), self._up_to(None))
+        for known in itertools.chain([self._pending], self._before):
+            yield self._merge(SCHEMA.empty_table(), known)
 
-    def _up_to(self, last: str | None) -> pa.Table:
+    def _up_to(self, last: str) -> pa.Table:
         tables = [self._pending]
-        while last is None or not len(tables[-1]) or tables[-1]["image_id"][-1].as_py() <= last:
+        while not len(tables[-1]) or tables[-1]["image_id"][-1].as_py() <= last:
             if (table := next(self._before, None)) is None:
                 break
             tables.append(table)
         known = pa.concat_tables(tables)
-        if last is None:
-            return known
         inside = pc.less_equal(known["image_id"], last)
         self._pending = known.filter(pc.invert(inside))
         return known.filter(inside)
@@ -206,7 +206,9 @@ def renew(url: str, serials: NDArray[np.int64]) -> int:
     assert summary is not None, f"{url}: no manifest"
     next_serial = summary["serial"] + 1
     # The numbers are taken first: after a crash in between some are never used, none twice.
-    storage.write_summary(url, {**summary, "serial": summary["serial"] + len(serials)})
+    last = summary["serial"] + len(serials)
+    renewed = [*summary.get("renewed", []), [next_serial, last]]
+    storage.write_summary(url, {**summary, "serial": last, "renewed": renewed})
     fs, _ = storage.filesystem(url)
     for path in storage.files(url, "part-"):
         with fs.open(path) as file:

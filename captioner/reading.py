@@ -6,6 +6,8 @@ that does not answer is nobody's row: reading waits for it, and at last stops th
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +24,15 @@ from captioner.errors import InputError, StorageUnavailable
 from captioner.sources import columns
 
 _AT_ONCE = 32  # remote reads wait for their server, not for a CPU
+_BYTES_AT_ONCE = 256 * 1024**2
 _STORAGE_PATIENCE_S = 120.0
 _WEB_PATIENCE_S = 10.0  # one site of many: its image is tried again by --retry-errors
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 # One plain GET: to ask for the size first costs a request, and hides the server's status.
 _STREAM = {"block_size": 0, "size": 1}
+
+# Not of one file: too many are open, a network disk or memory fails.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO, errno.ENOMEM)
 
 T = TypeVar("T")
 
@@ -62,10 +68,23 @@ def _read_all(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
                 numbers = [row["row"] for row in some]
                 yield from _parquet_rows(parquet, numbers, max_bytes, image_column)
                 continue
-            for start in range(0, len(some), _AT_ONCE):
-                few = some[start : start + _AT_ONCE]
+            for few in _together(some):
                 each = map if all("://" not in row["uri"] for row in few) else pool.map
                 yield from each(lambda row: _read(max_bytes=max_bytes, **row), few)
+
+
+def _together(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """As many as are read at the same time, and do not take too much memory."""
+    few: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        if few and (len(few) == _AT_ONCE or size + (row["size"] or 0) > _BYTES_AT_ONCE):
+            yield few
+            few, size = [], 0
+        few.append(row)
+        size += row["size"] or 0
+    if few:
+        yield few
 
 
 def _parquet_file(row: dict[str, Any]) -> str | None:
@@ -78,13 +97,16 @@ def _read(uri: str, offset: int | None, row: None, size: int | None, max_bytes: 
     fs, path = storage.filesystem(uri)
 
     def read() -> Bytes:
+        if storage.is_local(fs) and not os.path.isfile(path):  # a pipe would be waited for
+            os.stat(path)  # raises what is wrong with it
+            return Unreadable("not a regular file")
         if offset is not None and size is not None:
             # The range of no bytes is taken for the whole object.
             data = fs.cat_file(path, start=offset, end=offset + size) if size else b""
             if len(data) != size:
                 return Unreadable(f"damaged shard: {len(data):,} bytes where {size:,} should be")
-        elif size is not None:
-            data = fs.cat_file(path)
+        elif size is not None:  # it may have grown since
+            data = fs.cat_file(path, end=max_bytes + 1) if size else b""
         else:  # nobody has said how large it is, and a web server may lie about it
             with fs.open(path, "rb", **(_STREAM if _is_web(fs) else {})) as file:
                 data = _up_to(max_bytes + 1, file)
@@ -117,7 +139,7 @@ def _ask(fs: fsspec.AbstractFileSystem, uri: str, read: Callable[[], T]) -> T | 
             raise
         except Exception as error:  # fsspec's file systems raise what their clients raise
             late = time.monotonic() + pause > end
-            if storage.is_local(fs) or _is_final(error) or (_is_web(fs) and late):
+            if _is_final(error, storage.is_local(fs)) or (_is_web(fs) and late):
                 return _unreadable(error)
             if late:
                 raise StorageUnavailable(
@@ -128,8 +150,11 @@ def _ask(fs: fsspec.AbstractFileSystem, uri: str, read: Callable[[], T]) -> T | 
         pause = min(2 * pause, 10.0)
 
 
-def _is_final(error: Exception) -> bool:
+def _is_final(error: Exception, local: bool) -> bool:
     """Whether asking again would not help: the answer is about this file."""
+    if local:  # but for what is wrong with the machine, or its disk, for a while
+        passing = isinstance(error, OSError) and error.errno in _PASSING
+        return not passing and not isinstance(error, MemoryError)
     status = getattr(error, "status", None)  # of aiohttp: the server's own answer
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)

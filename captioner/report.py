@@ -24,7 +24,7 @@ from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.metrics import ORDERS
 from captioner.model import CaptionModel
-from captioner.training import Progress
+from captioner.training.progress import Progress
 from captioner.vocabulary import EOS, SPECIAL
 
 SEED = 0  # of the gallery: the same rows give the same page
@@ -71,7 +71,7 @@ def write(config: JobConfig) -> str:
     chosen = {name: [cards[image_id] for image_id in ids] for name, ids in selection.items()}
     maps, no_maps = _attention(config, chosen["attention"])
     errors, history = _errors(config), page.history(config)
-    best_epoch = Progress(history).best_epoch
+    best_epoch = Progress(history).best_epoch(config.train)
     html = page.PAGES.get_template("report.html.j2").render(
         **chosen,
         version=captioner.__version__,
@@ -85,6 +85,7 @@ def write(config: JobConfig) -> str:
         captioned=manifest.count(config.at("captions")),
         history=history,
         best_epoch=best_epoch,
+        judge=config.train.choose_by,
         curves=_curves(history, best_epoch) if history else None,
         maps=maps,
         no_maps=no_maps,

@@ -1,4 +1,4 @@
-"""Beam search, batched over images and beams."""
+"""Beam search and sampling, batched over images and beams."""
 
 from __future__ import annotations
 
@@ -97,3 +97,34 @@ def beam_search(decoder: Any, memory: Any, images: int, options: Search) -> Hypo
     return Hypotheses(
         words[row_of, order, 1:], log_probability[row_of, order], score[row_of, order]
     )
+
+
+@torch.no_grad()
+def sample(decoder: Any, memory: Any, images: int, rows: int, max_words: int) -> Tensor:
+    """Draw captions from the decoder's own distribution, several of every image.
+
+    ``<PAD>``, ``<SOS>`` and ``<UNK>`` never occur. A caption of more than ``max_words`` words
+    stops without its end.
+
+    Returns:
+        ``(images, rows, length) int64``: words and ``<EOS>``, then ``<PAD>``.
+    """
+    state = decoder.start(memory, rows)
+    word = torch.full((images, rows), SOS, device=state[0].device)
+    finished = torch.zeros_like(word, dtype=torch.bool)
+    words = []
+    for _ in range(max_words + 1):
+        logits, state, _ = decoder.step(word, state, memory)
+        logits[:, :, NEVER] = -torch.inf
+        word = draw(logits).masked_fill(finished, PAD)
+        words.append(word)
+        finished |= word == EOS
+        if bool(finished.all()):
+            break
+    return torch.stack(words, dim=-1)
+
+
+def draw(logits: Tensor) -> Tensor:
+    """A word from ``logits: (..., vocabulary)``, by the Gumbel-max trick."""
+    noise = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
+    return (logits.float() + noise).argmax(dim=-1)

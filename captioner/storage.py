@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -17,6 +18,21 @@ import pyarrow.parquet as pq
 
 from captioner.errors import InputError
 
+# What fsspec's file systems say while a storage does not answer.
+AWAY = (
+    "Could not connect to the endpoint",
+    "Connect timeout",
+    "Read timeout",
+    "Connection was closed",
+    "Connection reset",
+    "Connection refused",
+    "Connection lost",
+    "Cannot connect to host",
+    "Server disconnected",
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+)
 SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an underscore.
 
 
@@ -104,6 +120,15 @@ def parquet(url: str) -> Iterator[pq.ParquetFile]:
         # By default Arrow reads the whole file ahead; without a buffer, a whole row group.
         file = pq.ParquetFile(source, filesystem=local, pre_buffer=False, buffer_size=4 << 20)
         yield stack.enter_context(file)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a storage did not answer."""
+    return any(words in str(error) for words in AWAY)
+
+
+def is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def exists(url: str) -> bool:

@@ -15,6 +15,7 @@ from captioner.errors import InputError
 
 PAD, SOS, EOS, UNK = range(4)
 SPECIAL = ("<PAD>", "<SOS>", "<EOS>", "<UNK>")
+END = SPECIAL[EOS]
 
 # nltk.word_tokenize is these two, with a trained Punkt that must be downloaded. An untrained
 # one differs only at abbreviations.
@@ -85,18 +86,26 @@ class Vocabulary:
 
     def encode(self, caption: str) -> list[int]:
         """``<SOS> words <EOS>`` as ids; words that are not known become ``<UNK>``."""
-        words = (word for word in tokenize(caption) if word not in self._dropped)
-        return [SOS, *(self._id_of.get(word, UNK) for word in words), EOS]
+        return self.ids(tokenize(caption))
+
+    def ids(self, words: Iterable[str]) -> list[int]:
+        """The same of a caption's words."""
+        kept = (word for word in words if word not in self._dropped)
+        return [SOS, *(self._id_of.get(word, UNK) for word in kept), EOS]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words up to ``<EOS>``, joined by spaces, without special tokens."""
+        return " ".join(self.said(ids))
+
+    def said(self, ids: Iterable[int]) -> list[str]:
+        """The words up to ``<EOS>``, without special tokens."""
         words = []
         for number in ids:
             if number == EOS:
                 break
             if number >= len(SPECIAL):
                 words.append(self.words[number])
-        return " ".join(words)
+        return words
 
     def to_json(self) -> str:
         document = {

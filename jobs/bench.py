@@ -26,6 +26,7 @@ from captioner import config as configuration
 from captioner import decoders
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
+from captioner.errors import InputError
 from captioner.images import decode
 from captioner.loop import encode_source
 from captioner.search import beam_search
@@ -37,13 +38,24 @@ _BLOCK = 64  # rows: a bench is short, and the first block's way is start-up
 
 
 def extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
-    """Print the ceiling, the library in a plain loop, and the Ray job, on the same images."""
+    """Print the ceiling, the library in a plain loop, and the Ray job, on the same images.
+
+    Raises:
+        InputError: they are fewer than a batch, or not on this machine.
+    """
+    if images is not None and "://" in images:
+        raise InputError(f"--images {images}: not a local directory; copy some of them here first")
     torch.set_num_threads(session.cores())
     with _prepared(images, count, overrides) as config:
         encoder = Encoder(config.encoder, "cuda" if _on_gpu() else "cpu")
         _header(encoder)
         session.start(config.cluster)
         total = index.index(config)["images"]
+        if total < config.encoder.batch_size:
+            raise InputError(
+                f"{total} images are fewer than one batch: give more, or "
+                f"--set encoder.batch_size={total}"
+            )
         _extract(config, encoder, total)
 
 

@@ -40,7 +40,9 @@ def scale(sizes: tuple[int, ...], address: str | None) -> None:
         f"{date.today()}, {session.cores()} cores; encoder of no cost, embedding {_EMBEDDING}, "
         f"pixels {_PIXELS.width} x {_PIXELS.height} made and not read\n"
     )
-    click.echo(f"{'rows':>12} {'list, s':>9} {'rows/s':>9} {'driver MB':>10} {'store peak MB':>14}")
+    click.echo(
+        f"{'rows':>12} {'write it':>9} {'rows/s':>9} {'driver MB':>10} {'store peak MB':>14}"
+    )
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             _measure(size, cluster, folder)

@@ -3,6 +3,7 @@ which takes seconds in each new worker and hundreds of megabytes."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -17,11 +18,13 @@ import ray
 from captioner import storage
 from captioner.config import Image, Source
 from captioner.errors import StorageUnavailable
+from captioner.features import with_references
 from captioner.images import Decoded, Preprocessing, decode
+from captioner.metrics.cider import ngrams_of_image
 from captioner.reading import Bytes, Unreadable, read_images
 from captioner.sources import Part
 from captioner.sources import list_part as list_images
-from captioner.vocabulary import count_words
+from captioner.vocabulary import END, count_words, tokenize
 from jobs.progress import telling
 
 DELETED = "deleted from the source"  # the error of a row whose image is no longer there
@@ -90,12 +93,13 @@ def with_pixels(rows: pa.Table, images: Sequence[Decoded], target: Preprocessing
 
 
 def drop_outdated(rows: pa.Table, fs: Any, current: Any) -> pa.Table:
-    """Rewrite those of these Parquet files that hold rows of no ``current`` serial. Each is
-    replaced by one write, so that no reader sees an image twice or not at all."""
+    """Rewrite those of these Parquet files that hold rows of no ``current`` serial, each in one
+    write. A file that is only half there, after a crash, is Ray's to delete."""
     current = ray.get(current)  # shared by the tasks of a node
     dropped = []
     for path in rows["path"].to_pylist():
-        with fs.open(path) as file, pq.ParquetFile(file) as parquet:
+        with contextlib.suppress(pa.ArrowInvalid), fs.open(path) as file:
+            parquet = pq.ParquetFile(file)
             serials = parquet.read(columns=["serial"])["serial"].to_numpy()
             places = np.searchsorted(current, serials)
             known = np.append(current, -1)[places] == serials
@@ -107,7 +111,7 @@ def drop_outdated(rows: pa.Table, fs: Any, current: Any) -> pa.Table:
                     storage.write_table(url, table, row_group_size=groups)
                 else:
                     fs.rm_file(path)
-        dropped.append(int((~known).sum()))
+            dropped.append(int((~known).sum()))
     return pa.table({"dropped": dropped})
 
 
@@ -125,21 +129,37 @@ def errors_of(rows: pa.Table) -> dict[str, int]:
 
 
 def trainable(rows: pa.Table, split: str) -> pa.Table:
-    """The rows of a split that can be learned from: without an error, with a caption."""
+    """The rows of a split that can be learned from, without an error and with a caption; their
+    captions cut into words."""
     keep = pc.and_(pc.equal(rows["split"], split), pc.is_null(rows["error"]))
     captions = pc.fill_null(pc.list_value_length(rows["captions"]), 0)
-    return rows.filter(pc.and_(keep, pc.greater(captions, 0)))
+    return with_references(rows.filter(pc.and_(keep, pc.greater(captions, 0))))
 
 
 def count_training_words(rows: pa.Table) -> pa.Table:
     """``word count`` over the captions of the training split."""
-    pairs = zip(rows["split"].to_pylist(), rows["captions"].to_pylist())
-    counts = count_words(
-        caption for split, captions in pairs if split == "train" for caption in captions
-    )
+    counts = count_words(caption for captions in _training(rows) for caption in captions)
     return pa.table(
         {
             "word": pa.array(list(counts.keys()), pa.string()),
             "count": pa.array(list(counts.values()), pa.int64()),
         }
     )
+
+
+def count_training_ngrams(rows: pa.Table) -> pa.Table:
+    """``ngram images``: in the references of how many training images each n-gram occurs, the end
+    of a caption counted as a word."""
+    counts: Counter[Any] = Counter()
+    for captions in _training(rows):
+        counts.update(ngrams_of_image([[*tokenize(caption), END] for caption in captions]))
+    return pa.table(
+        {
+            "ngram": pa.array([list(ngram) for ngram in counts], pa.list_(pa.string())),
+            "images": pa.array(list(counts.values()), pa.int64()),
+        }
+    )
+
+
+def _training(rows: pa.Table) -> list[list[str]]:
+    return rows.filter(pc.equal(rows["split"], "train"))["captions"].to_pylist()

@@ -348,6 +348,24 @@ def bench_search() -> None:
     job.search()
 
 
+@bench.command("train")
+@click.argument("config", default="configs/flickr8k.yaml")
+@click.option("--images", default=2000, show_default=True, help="How many to make up.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def bench_train(config: str, images: int, overrides: tuple[str, ...]) -> None:
+    """Training steps alone, without shared features, and in the Ray job.
+
+    Features are noise and captions made up: the speed is that of real ones.
+
+    \b
+    Example:
+      captioner bench train configs/flickr8k.yaml
+    """
+    from jobs import bench_train as job
+
+    job.measure(config, images, overrides)
+
+
 @bench.command("scale")
 @click.option("--rows", multiple=True, default=[10_000, 100_000, 1_000_000], show_default=True)
 @click.option("--address", help="A Ray cluster; else this machine.")

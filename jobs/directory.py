@@ -10,7 +10,7 @@ from captioner import config as configuration
 from captioner import storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
-from jobs import lock, pipeline
+from jobs import pipeline
 
 
 def caption(
@@ -35,8 +35,8 @@ def caption(
             "score.also: clip_score needs the features of a run, and a captioned directory has none"
         )
     score.require(config)
-    with lock.hold(config.at()):
-        pipeline.claim(config)
+    with pipeline.at_work(config):
+        pipeline.prepare(config)
         lines = [index.describe(index.index(config))]
         if retry_errors:
             lines.append(pipeline.renew_errors(config, "caption"))

@@ -18,6 +18,8 @@ from captioner import features
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig
 from captioner.encoder import Encoder
+from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
 from jobs import session, stream
 from jobs.blocks import errors_of
 from jobs.progress import Reporter
@@ -35,6 +37,7 @@ def extract(config: JobConfig) -> dict[str, Any]:
     # The driver loads the tower too: its identity is the schema, and a missing weights file
     # stops the job here, before Ray starts.
     identity = Encoder(config.encoder).identity
+    check_encoder(config, identity)
     session.start(config.cluster)
     pool = session.encoders(config.cluster)
     schema = features.schema(identity)
@@ -47,6 +50,22 @@ def extract(config: JobConfig) -> dict[str, Any]:
     rows = stream.Input(config.at("manifest"), COLUMNS)
     size = config.features.rows_per_file
     return stream.run("extract", rows, config.at("features"), schema, size, config, build)
+
+
+def check_encoder(config: JobConfig, identity: EncoderIdentity) -> None:
+    """
+    Raises:
+        InputError: another encoder has made the features that are there: the weights behind the
+            same name may have changed.
+    """
+    url = config.at("features")
+    there = features.find_identity(url)
+    if there is not None and (difference := there.difference(identity)):
+        raise InputError(
+            f"{url}: these features are of another encoder than {config.encoder.model} is now: "
+            f"{difference}. Features of two must never meet: set run= to a new directory, or make "
+            "all of them anew with `captioner run --redo extract`"
+        )
 
 
 class EncodeImages:

@@ -4,11 +4,13 @@ next one."""
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
@@ -29,11 +31,11 @@ def index(config: JobConfig) -> dict[str, Any]:
             the known images gone.
     """
     url = config.at("manifest")
-    manifest.recover(url)
     assign = Assignment(config)
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     splits: Counter[str] = Counter()
+    before = storage.read_summary(url)
     update = manifest.Update(url, datetime.now(UTC))
     writer = manifest.Writer(url)
     parts = sources.parts(config.source)
@@ -48,7 +50,8 @@ def index(config: JobConfig) -> dict[str, Any]:
             counts["images_without_captions"] += pc.sum(pc.equal(texts, 0)).as_py()
             splits.update(rows["split"].to_pylist())
             writer.add(update.apply(rows))
-        writer.add(update.finish())
+        for gone in update.finish():
+            writer.add(gone)
     _check(config, counts["images"], update, skipped)
     summary = {
         **{name: counts[name] for name in ("images", "bytes", "captions")},
@@ -58,14 +61,16 @@ def index(config: JobConfig) -> dict[str, Any]:
         "splits": {split or "on no list": splits[split] for split in sorted(splits, key=str)},
         "skipped": dict(skipped),
         "rows_per_read": sources.rows_per_read(parts[0]),
+        "manifest": before.get("manifest") if before else uuid.uuid4().hex,  # while serials go on
         "serial": update.serial,
+        "renewed": before.get("renewed", []) if before else [],
         "changes": update.changes,
     }
     if update.new or update.changed or update.deleted:
         writer.commit(summary)
     else:
         writer.discard()
-        storage.write_summary(url, {**(storage.read_summary(url) or {}), **summary})
+        storage.write_summary(url, {**(before or {}), **summary})
     return summary
 
 
@@ -83,7 +88,9 @@ def listing(
         batch_size=1,
         batch_format="pyarrow",
     )
-    last: pa.Table | None = None
+    held = (
+        sources.LISTING.empty_table()
+    )  # the last of a batch: the next batch may begin with it again
     with stream.readable_errors(tally, config.at("manifest")):
         for table in dataset.sort("image_id").iter_batches(
             batch_size=_ROWS, batch_format="pyarrow"
@@ -91,33 +98,49 @@ def listing(
             reasons = table.filter(pc.is_valid(table["skipped"]))
             for reason, times in zip(reasons["skipped"].to_pylist(), reasons["times"].to_pylist()):
                 skipped[reason] += times
-            images = table.filter(pc.is_null(table["skipped"]))
-            if len(images):
-                images, repeated = _each_once(images, last)
-                if repeated:
-                    skipped["listed more than once"] += repeated
-                last = images.slice(len(images) - 1) if len(images) else last
-                yield from [images] if len(images) else []
+            found = table.filter(pc.is_null(table["skipped"]))
+            images = each_once(pa.concat_tables([held, found.cast(held.schema)]))
+            repeated = len(held) + len(found) - len(images)
+            if repeated:
+                skipped["listed more than once"] += repeated
+            held = images.slice(max(0, len(images) - 1))
+            if len(images) > 1:
+                yield images.slice(0, len(images) - 1)
+        if len(held):
+            yield held
 
 
-def _each_once(images: pa.Table, last: pa.Table | None) -> tuple[pa.Table, int]:
-    """Leave out images that the source lists again; ``last`` is the one before these.
+def each_once(images: pa.Table) -> pa.Table:
+    """One row for an image that the source lists more than once, with the captions of all.
 
     Raises:
         InputError: one id for two files.
     """
-    rows = images if last is None else pa.concat_tables([last, images])
-    ids = rows["image_id"].combine_chunks()
-    equal = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
-    for place in equal.nonzero()[0].tolist():
-        one, other = rows.slice(place, 2).select(["uri", "offset", "row"]).to_pylist()
+    ids = images["image_id"].combine_chunks()
+    equal = pc.equal(ids.slice(1), ids.slice(0, max(0, len(ids) - 1)))
+    again = np.append(False, equal.to_numpy(zero_copy_only=False))  # as the row before it
+    if not again.any():
+        return images
+    texts = images["captions"].to_pylist()
+    first = 0
+    for place, is_again in enumerate(again.tolist()):
+        if not is_again:
+            first = place
+            continue
+        one, other = (
+            images.slice(at, 1).select(["uri", "offset", "row"]).to_pylist()[0]
+            for at in (first, place)
+        )
         if one != other:
             raise InputError(
                 f"two images have the id {ids[place].as_py()}: {_place(one)} and {_place(other)}. "
                 "Ids must be unique: see source.key_column, or leave one out with source.exclude"
             )
-    first = [] if last is not None else [True]
-    return images.filter(pa.array([*first, *(~equal)], pa.bool_())), int(equal.sum())
+        # In one order, whatever the tasks' was: it must not look like a change the next time.
+        texts[first] = sorted({*(texts[first] or []), *(texts[place] or [])})
+    captions = pa.array(texts, images.schema.field("captions").type)
+    place = images.schema.get_field_index("captions")
+    return images.set_column(place, images.schema.field(place), captions).filter(pa.array(~again))
 
 
 def _place(row: dict[str, Any]) -> str:

@@ -3,7 +3,9 @@ seconds; it works on any file system, and a holder that was killed does not keep
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -12,12 +14,15 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
+
 from captioner import storage
-from captioner.errors import InputError
+from captioner.errors import InputError, StorageUnavailable
 
 NAME = "_lock.json"  # Parquet readers skip names that begin with an underscore.
 BEAT_S = 5.0
-_SILENCE_S = 4 * BEAT_S  # after which a holder is taken for dead
+_SILENCE_S = 4 * BEAT_S  # after which a holder on another machine is taken for dead
+_SETTLE_S = 1.0  # of two that take a dead one's place at the same moment, the last one goes on
 
 
 @contextlib.contextmanager
@@ -26,31 +31,39 @@ def hold(run: str) -> Iterator[None]:
 
     Raises:
         InputError: another one is at work there.
+        StorageUnavailable: another one has taken its place: this one was silent for too long.
     """
     url = storage.join(run, NAME)
-    mine = {**_here(), "process": os.getpid(), "token": uuid.uuid4().hex}
+    mine = {**_here(), "process": os.getpid(), "started": _started(), "token": uuid.uuid4().hex}
     _acquire(url, mine)
-    over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(url, mine, over), daemon=True)
+    over, lost = threading.Event(), threading.Event()
+    beating = threading.Thread(target=_beat, args=(url, mine, over, lost), daemon=True)
     beating.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if lost.is_set():
+            raise StorageUnavailable(
+                f"{url}: another command is at work here now: this one could not write to its run "
+                "directory for a while, and was taken for dead"
+            ) from None
+        raise
     finally:
         over.set()
         beating.join()
         with contextlib.suppress(Exception):  # then it falls silent, which is enough
-            holder = _read(url)
-            if holder is not None and holder["token"] == mine["token"]:
-                fs, path = storage.filesystem(url)
-                fs.rm_file(path)
+            if _is_mine(_read(url), mine):
+                _remove(url)
 
 
 def _acquire(url: str, mine: dict[str, Any]) -> None:
+    if _create(url, mine):
+        return
     end = time.monotonic() + _SILENCE_S
     first = _read(url)
     while (holder := _read(url)) is not None and not _is_dead(holder):
         # Clocks of two machines differ; that the beat goes on is seen without them.
-        if holder != first:
+        if holder != first or _is_alive(holder):
             raise InputError(
                 f"{url}: process {holder['process']} on {holder['host']} is at work in this run "
                 "directory. Wait for it, or stop it"
@@ -58,21 +71,48 @@ def _acquire(url: str, mine: dict[str, Any]) -> None:
         if time.monotonic() > end:
             break
         time.sleep(0.5)
-    storage.write_json(url, {**mine, "beat": 0})
-    time.sleep(0.2)  # of two that come at the same moment, the one that wrote last goes on
-    holder = _read(url)
-    if holder is None or holder["token"] != mine["token"]:
+    _remove(url)
+    created = _create(url, mine)
+    time.sleep(_SETTLE_S)
+    if not created or not _is_mine(_read(url), mine):
         raise InputError(f"{url}: another command has just begun in this run directory")
 
 
-def _beat(url: str, mine: dict[str, Any], over: threading.Event) -> None:
+def _create(url: str, mine: dict[str, Any]) -> bool:
+    """Write the lock where there is none, in one step; False where there is one."""
+    fs, path = storage.filesystem(url)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    data = json.dumps({**mine, "beat": 0}).encode()
+    if storage.is_local(fs):
+        try:
+            with open(path, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except TypeError:  # a file system without such a step: look, write, and see who is left
+        if _read(url) is not None:
+            return False
+        fs.pipe_file(path, data)
+        time.sleep(_SETTLE_S)
+    return _is_mine(_read(url), mine)
+
+
+def _beat(url: str, mine: dict[str, Any], over: threading.Event, lost: threading.Event) -> None:
     beat = 0
     while not over.wait(BEAT_S):
         beat += 1
         with contextlib.suppress(Exception):  # a storage that is away for a while
             holder = _read(url)
-            if holder is None or holder["token"] == mine["token"]:  # else it is another's by now
-                storage.write_json(url, {**mine, "beat": beat})
+            if holder is not None and holder["token"] != mine["token"]:
+                lost.set()
+                _thread.interrupt_main()
+                return
+            storage.write_json(url, {**mine, "beat": beat})
 
 
 def _read(url: str) -> dict[str, Any] | None:
@@ -80,6 +120,18 @@ def _read(url: str) -> dict[str, Any] | None:
         return dict(storage.read_json(url))
     except FileNotFoundError:
         return None
+    except ValueError:  # just created, and not yet written
+        return {"host": "", "process": 0, "token": ""}
+
+
+def _remove(url: str) -> None:
+    fs, path = storage.filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def _is_mine(holder: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
+    return holder is not None and holder["token"] == mine["token"]
 
 
 def _here() -> dict[str, Any]:
@@ -91,14 +143,22 @@ def _here() -> dict[str, Any]:
     return {"host": socket.gethostname(), "processes": processes}
 
 
+def _started() -> float:
+    """Of this process: numbers of processes are given again."""
+    return psutil.Process().create_time()
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Whether it is a process of this machine that lives, if silently: suspended, perhaps."""
+    if any(holder.get(name) != value for name, value in _here().items()):
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return abs(psutil.Process(holder["process"]).create_time() - holder["started"]) < 1.0
+    return False
+
+
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether it was a process of this machine that is no longer there."""
     if any(holder.get(name) != value for name, value in _here().items()):
         return False
-    try:
-        os.kill(holder["process"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # somebody else's process: it lives
-        return False
-    return False
+    return not _is_alive(holder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import click
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from captioner import config as configuration
 from captioner import features, manifest, storage
 from captioner.config import STAGES, JobConfig
-from captioner.errors import InputError
+from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
 from jobs import blocks, lock
 
@@ -31,8 +32,8 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
     ``update`` lists the source again, whatever was done before, and brings features, captions,
     scores and report up to date with it. The model stays as it is.
     """
-    with lock.hold(config.at()):
-        claim(config, redo)
+    with at_work(config):
+        prepare(config, redo)
         if config.score.also and not is_done(config, "score"):
             from jobs import score
 
@@ -42,8 +43,8 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
                 click.echo(f"{stage}: done before, skipped")
                 continue
             if stage == "caption":  # what was made of the captions before is out of date
-                for output in (*_OUTPUTS["score"], *_OUTPUTS["report"]):
-                    storage.remove(config.at(output))
+                for later in ("report", "score"):
+                    discard(config, later)
             click.echo(_run_stage(config, stage))
 
 
@@ -55,8 +56,8 @@ def run_stage(
     Raises:
         InputError: the stage before it has not been run.
     """
-    with lock.hold(config.at()):
-        claim(config)
+    with at_work(config):
+        prepare(config)
         if update:
             click.echo(_run_stage(config, "index"))
         if retry_errors:
@@ -64,10 +65,31 @@ def run_stage(
         click.echo(_run_stage(config, stage))
 
 
+@contextlib.contextmanager
+def at_work(config: JobConfig) -> Iterator[None]:
+    """Hold the run directory, and say of a storage that is full or away what can be done.
+
+    Raises:
+        InputError: another command is at work there.
+        StorageUnavailable: it is full, or does not answer.
+    """
+    try:
+        with lock.hold(config.at()):
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        if storage.is_full(error) or storage.is_away(error):
+            raise StorageUnavailable(
+                f"{config.at()}: {error}. What is done stays done; the same command goes on later"
+            ) from error
+        raise
+
+
 def renew_errors(config: JobConfig, stage: str) -> str:
     """Have the images tried again that ``stage`` has failed with."""
     target = config.at(_OUTPUTS[stage][0])
-    if not is_done(config, "index") or storage.read_summary(target) is None:
+    if not is_done(config, "index") or not storage.exists(target):
         raise InputError(f"{config.at()}: {stage} has not been done here yet: nothing to retry")
     failed = features.failed(target, but=blocks.DELETED)
     count = manifest.renew(config.at("manifest"), failed)
@@ -94,18 +116,19 @@ def is_done(config: JobConfig, stage: str) -> bool:
     if storage.read_summary(output) is None:
         return False
     if stage in ("extract", "caption"):  # done with the manifest as it is now
-        return _serial(config, stage) == _serial(config, "index")
+        return _version(config, stage) == _version(config, "index")
     return True
 
 
-def _serial(config: JobConfig, stage: str) -> int | None:
-    """The last serial of the manifest that this stage has done."""
+def _version(config: JobConfig, stage: str) -> tuple[str | None, int] | None:
+    """Which manifest, up to which serial, this stage has done."""
     summary = storage.read_summary(config.at(_OUTPUTS[stage][0]))
-    return summary["serial"] if summary else None
+    return (summary.get("manifest"), summary["serial"]) if summary else None
 
 
-def claim(config: JobConfig, redo: str | None = None) -> None:
-    """Make the run directory this configuration's, or see that it already is.
+def prepare(config: JobConfig, redo: str | None = None) -> None:
+    """Make the run directory this configuration's, or see that it already is; complete what a
+    crash has left of a manifest before anything reads it.
 
     Raises:
         InputError: results in it were made with another configuration.
@@ -130,10 +153,18 @@ def claim(config: JobConfig, redo: str | None = None) -> None:
                 + "\nSet run= to a new directory, or do these stages again with "
                 f"`captioner run --redo {first}`"
             )
-        for stage in again:
-            for output in _OUTPUTS[stage]:
-                storage.remove(config.at(output))
+        for stage in reversed(again):  # a crash in between leaves nothing that rests on nothing
+            discard(config, stage)
+    manifest.recover(config.at("manifest"))
     storage.write_text(url, configuration.dump(config))
+
+
+def discard(config: JobConfig, stage: str) -> None:
+    """Delete what a stage has made: first what says that it is done, last what it was done to."""
+    outputs = [config.at(name) for name in _OUTPUTS[stage]]
+    storage.remove(storage.join(outputs[0], storage.SUMMARY))
+    for output in reversed(outputs):
+        storage.remove(output)
 
 
 def _has_begun(config: JobConfig, key: str) -> bool:

@@ -63,14 +63,15 @@ class Tally:
 class ErrorLimits:
     """How many errors are too many, once there are enough rows to tell."""
 
-    def __init__(self, max_rate: float, total: int) -> None:
-        self._max_rate = max_rate
+    def __init__(self, max_rate: float, total: int, known_bad: int = 0) -> None:
+        """``known_bad``: images that are tried again; that they fail tells nothing new."""
+        self._max_rate, self._known_bad = max_rate, known_bad
         # Ids are sorted: one bad folder at the front must not speak for the whole source.
         self._enough = max(100, total // 100)
 
     def verdict(self, done: int, errors: Counter[str]) -> str | None:
-        failed = errors.total()
-        if done < self._enough or not failed:
+        failed = errors.total() - self._known_bad
+        if done < self._enough or failed <= 0:
             return None
         # The lower bound of Wilson's interval at three standard deviations (JASA 22, 1927).
         rate, z = failed / done, 3.0

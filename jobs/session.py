@@ -12,30 +12,13 @@ import ray
 from ray.data import DataContext
 from ray.data.context import DEFAULT_RETRIED_IO_ERRORS
 
+from captioner import storage
 from captioner.config import Cluster
 from captioner.errors import CannotSchedule
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
 _SPARE_CPUS = 4
-
-
-# What fsspec's file systems say while a storage does not answer. Ray tries such writes again,
-# for some minutes; reading images has its own patience (captioner.reading).
-_STORAGE_IS_AWAY = (
-    "Could not connect to the endpoint",
-    "Connect timeout",
-    "Read timeout",
-    "Connection was closed",
-    "Connection reset",
-    "Connection refused",
-    "Connection lost",
-    "Cannot connect to host",
-    "Server disconnected",
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-)
 
 
 @dataclass(frozen=True)
@@ -45,6 +28,12 @@ class Workers:
     count: int
     cpus: int
     gpus: int
+    most: int | None = None  # where the pool may grow
+
+    @property
+    def range(self) -> int | tuple[int, int]:
+        """How many, or how few and how many."""
+        return self.count if self.most is None else (self.count, max(self.count, self.most))
 
     @property
     def device(self) -> str:
@@ -84,7 +73,8 @@ def start(cluster: Cluster) -> None:
     # The newer Parquet reader starts actors to read footers: 6 to 8 s for every execution of a
     # data set (Ray 2.60, 2 cores), so for every epoch. The older one takes 0.3 s.
     context.use_datasource_v2 = False
-    context.retried_io_errors = [*DEFAULT_RETRIED_IO_ERRORS, *_STORAGE_IS_AWAY]
+    # Writes are tried again, for some minutes; reading images has its own patience.
+    context.retried_io_errors = [*DEFAULT_RETRIED_IO_ERRORS, *storage.AWAY]
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # it is raised as well
 
@@ -121,9 +111,10 @@ def trainers(cluster: Cluster) -> Workers:
     count = cluster.train_workers
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if cluster.device == "cuda" or (cluster.device == "auto" and gpus >= count):
-        workers = Workers(count, 1, 1)
+        workers = Workers(count, 1, 1, cluster.train_workers_max)
     else:
-        workers = Workers(count, max(1, cores() // count), 0)
+        cpus = max(1, cores() // count)
+        workers = Workers(count, cpus, 0, cluster.train_workers_max)
     require(workers, 2, cluster.patience)
     return workers
 

@@ -27,7 +27,7 @@ from ray.data.checkpoint import CheckpointConfig
 
 from captioner import features, manifest, storage
 from captioner.config import JobConfig
-from captioner.errors import StorageUnavailable
+from captioner.errors import InputError, StorageUnavailable
 from captioner.images import Preprocessing
 from jobs import progress
 from jobs.blocks import decode_block, drop_outdated, newer
@@ -46,11 +46,11 @@ class Input:
     splits: Sequence[str] = ()
 
     @property
-    def serial(self) -> int:
-        """The last serial that was given when these rows were written."""
+    def summary(self) -> dict[str, Any]:
+        """Of these rows: which ``manifest`` they are of, and the last ``serial`` given in it."""
         summary = storage.read_summary(self.url)
         assert summary is not None, f"{self.url}: not done yet"
-        return int(summary["serial"])
+        return summary
 
     def read(self, after: int, rows_per_block: int) -> Dataset:
         """The rows with serials greater than ``after``, in blocks of so many."""
@@ -89,13 +89,19 @@ def run(
     to. Results whose row has changed since are replaced. Returns the counts, which are checked.
 
     Raises:
+        InputError: ``target`` has rows of another manifest.
         ErrorRateExceeded: too many images failed.
         StorageUnavailable: an object store did not answer.
     """
     checkpoints = f"{target}.checkpoints"
-    before, serial = storage.read_summary(target), rows.serial
+    before, of = storage.read_summary(target), rows.summary
+    if before and before.get("manifest") != of.get("manifest"):
+        raise InputError(
+            f"{target}: these rows are of another manifest, which is gone. `captioner run --redo "
+            f"{what}` makes them anew"
+        )
     after = before["serial"] if before else -1
-    if before and after == serial:
+    if before and after == of["serial"]:
         storage.remove(checkpoints)  # left by a crash at the very end
         return {**before, "new_rows": 0}
     total = manifest.count(rows.url, rows.splits)
@@ -103,8 +109,14 @@ def run(
     kept, steady = min(rows_written(checkpoints, after), pending), None
     block = rows_per_block(rows.url, config)
     started = time.monotonic()
+    if before and before["rows"] + pending > total:
+        # First, so that a reader never sees an image twice.
+        _drop_outdated(target, manifest.serials(rows.url, rows.splits))
     if pending:
-        limits = progress.ErrorLimits(config.image.max_error_rate, pending)
+        again = sum(
+            max(0, last - max(first, after + 1) + 1) for first, last in of.get("renewed", [])
+        )
+        limits = progress.ErrorLimits(config.image.max_error_rate, pending, again)
         with (
             progress.show(what, pending - kept, limits=limits) as tally,
             _resumable(checkpoints),
@@ -127,7 +139,8 @@ def run(
         "seconds": round(seconds, 1),
         "images_per_second": round((pending - kept) / seconds, 1),
         "steady_images_per_second": steady,
-        "serial": serial,
+        **{name: of.get(name) for name in ("manifest", "serial")},
+        "renewed": of.get("renewed", []),
     }
     storage.write_summary(target, summary)
     storage.remove(checkpoints)  # everything up to the serial is done: nothing to remember

@@ -1,7 +1,9 @@
-"""One Ray cluster for all tests of a session, and small data that the tests draw."""
+"""One Ray cluster for all tests of a session (of pytest-xdist: of each of its processes), and
+small data that the tests draw."""
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -55,6 +57,8 @@ def captioner(cluster: str) -> Callable[..., Result]:
     from jobs.cli import main
 
     def invoke(*arguments: object, status: int = 0) -> Result:
+        # The frames of a command that failed in this process hold its actors, and their CPUs.
+        gc.collect()
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+import psutil
+
 
 class Command:
     """Runs while the block runs, and is killed with SIGKILL at its end."""
@@ -49,3 +51,14 @@ def wait_until(ready: Callable[[], bool], command: Command, seconds: float = 120
         assert command.process.poll() is None, f"it ended too early:\n{command.output}"
         assert time.monotonic() < end, f"it never came:\n{command.output}"
         time.sleep(0.05)
+
+
+def workers(cluster: str, name: str) -> list[psutil.Process]:
+    """The processes of the Ray cluster at this address that run what is called so."""
+    found = []
+    for raylet in psutil.process_iter(["name", "cmdline"]):
+        if raylet.info["name"] == "raylet" and f"--gcs-address={cluster}" in raylet.info["cmdline"]:
+            for worker in raylet.children():
+                if name in " ".join(worker.cmdline()):
+                    found.append(worker)
+    return found

@@ -1,4 +1,4 @@
-"""Feature shards that no encoder has made."""
+"""Feature shards: some that no encoder has made, and what must hold of all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from captioner import features, storage
+from captioner import features, manifest, storage
 from captioner.identity import EncoderIdentity
 
 
@@ -54,3 +54,10 @@ def write(directory: Path | str, *shards: pa.Table, rows_per_group: int = 256) -
         storage.write_table(url, shard, row_group_size=rows_per_group)
     storage.write_summary(str(directory), {"rows": sum(map(len, shards))})
     return urls
+
+
+def assert_each_once(url: str, images: int) -> None:
+    """Every image is in the shards, and none twice."""
+    ids = manifest.read(url, ["image_id"])["image_id"].to_pylist()
+    assert len(ids) == images
+    assert len(set(ids)) == images

@@ -1,5 +1,14 @@
-"""Additive attention (Bahdanau et al., "Neural Machine Translation by Jointly Learning to Align
-and Translate", ICLR 2015, appendix A.1.2)."""
+"""Where to look: a query, such as the decoder's state, against the patches of an image.
+
+Both kinds take and return the same, so that a decoder knows neither:
+
+``keys = attention.keys(values)``
+    ``(images, patches, attention_size)``, computed once for an image.
+``context, weights = attention(query, keys, values)``
+    For ``query: (images, rows, query_size)``, whose rows share their image's keys and values:
+    ``context: (images, rows, value_size)``, and the ``weights: (images, rows, patches)``, which
+    are not negative and add up to one over the patches.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +17,47 @@ from torch import Tensor, nn
 
 
 class AdditiveAttention(nn.Module):
-    """Where to look: a small network scores every patch against the decoder's state.
+    """A small network scores every patch (Bahdanau et al., "Neural Machine Translation by Jointly
+    Learning to Align and Translate", ICLR 2015, appendix A.1.2).
 
-    score(patch, state) = v . tanh(W patch + U state)
+    score(patch, query) = v . tanh(W patch + U query)
     """
 
     def __init__(self, value_size: int, query_size: int, attention_size: int) -> None:
         super().__init__()
-        self.key = nn.Linear(value_size, attention_size)  # W
+        self.keys = nn.Linear(value_size, attention_size)  # W
         self.query = nn.Linear(query_size, attention_size, bias=False)  # U
         self.score = nn.Linear(attention_size, 1, bias=False)  # v
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Average the values by how well their keys fit the query.
-
-        Args:
-            query: ``(images, rows, query_size)``; the rows of an image share its keys.
-            keys: ``(images, patches, attention_size)``: ``self.key(values)``, computed once.
-            values: ``(images, patches, value_size)``.
-
-        Returns:
-            ``context: (images, rows, value_size)`` and the ``weights: (images, rows, patches)``,
-            which are positive and add up to one over the patches.
-        """
         queries = self.query(query).unsqueeze(2)  # (images, rows, 1, attention_size)
         energy = torch.tanh(queries + keys.unsqueeze(1))  # (images, rows, patches, attention_size)
         weights = self.score(energy).squeeze(-1).softmax(dim=-1)  # (images, rows, patches)
         return weights @ values, weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Every head looks somewhere else (Vaswani et al., "Attention Is All You Need", NeurIPS 2017,
+    section 3.2.2).
+
+    score(patch, query) = (W patch) . (U query) / sqrt(head_size), in each head
+    """
+
+    def __init__(self, value_size: int, query_size: int, attention_size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.keys = nn.Linear(value_size, attention_size, bias=False)  # W
+        self.query = nn.Linear(query_size, attention_size, bias=False)  # U
+        self.output = nn.Linear(value_size, value_size)
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        queries, keys, values = map(self._split, (self.query(query), keys, values))
+        scale = queries.shape[-1] ** -0.5
+        # (images, heads, rows, patches)
+        weights = (scale * queries @ keys.transpose(-1, -2)).softmax(dim=-1)
+        context = (weights @ values).transpose(1, 2).flatten(2)  # (images, rows, value_size)
+        return self.output(context), weights.mean(dim=1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """``(images, n, heads * size)`` -> ``(images, heads, n, size)``"""
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)

@@ -6,8 +6,9 @@ tokens it is Vinyals et al., "Show and Tell", CVPR 2015: the image is seen once,
 At every step, for every row (a caption in training, a beam in search):
 
     context  = attention(hidden, patches)        where to look, given what has been said
+    context  = sigmoid(gate(hidden)) * context   how much of it matters for the next word
     hidden   = LSTM([word; context], hidden)     what to say next
-    logits   = output([hidden; context])         a score for each word of the vocabulary
+    logits   = scores([hidden; context])         a score for each word of the vocabulary
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captioner.decoders.attention import AdditiveAttention
-from captioner.vocabulary import PAD
+from captioner.decoders.attention import AdditiveAttention, MultiHeadAttention
+from captioner.decoders.words import TiedWordScores, WordEmbedding, WordScores
 
 
 class State(NamedTuple):
@@ -47,31 +48,49 @@ class LSTMDecoder(nn.Module):
         embed_size: int = 256,
         hidden_size: int = 512,
         attention_size: int = 512,
+        heads: int = 0,
         layers: int = 1,
+        gate: bool = False,
+        tie_weights: bool = False,
         dropout: float = 0.0,
+        embed_dropout: float = 0.0,
+        feature_dropout: float = 0.0,
     ) -> None:
-        """``embedding_size`` and ``channels`` are the encoder's; ``channels=0``: no attention."""
+        """``embedding_size`` and ``channels`` are the encoder's; ``channels=0``: no attention.
+        ``heads=0`` is additive attention, more is multi-head."""
         super().__init__()
         self.layers, self.hidden_size = layers, hidden_size
-        self.words = nn.Embedding(vocabulary_size, embed_size, padding_idx=PAD)
+        self.words = WordEmbedding(vocabulary_size, embed_size, embed_dropout)
         self.dropout = nn.Dropout(dropout)
+        self.feature_dropout = nn.Dropout(feature_dropout)
 
         # Towers differ in scale by orders of magnitude; the norms make one learning rate fit all.
         self.embedding_norm = nn.LayerNorm(embedding_size)
         self.first_hidden = nn.Linear(embedding_size, layers * hidden_size)
         self.first_cell = nn.Linear(embedding_size, layers * hidden_size)
 
-        self.attention: AdditiveAttention | None = None
+        self.attention: AdditiveAttention | MultiHeadAttention | None = None
+        self.gate: nn.Linear | None = None
         context_size = 0
         if channels:
             context_size = hidden_size
             self.token_norm = nn.LayerNorm(channels)
             self.value = nn.Linear(channels, context_size)
-            self.attention = AdditiveAttention(context_size, hidden_size, attention_size)
+            sizes = context_size, hidden_size, attention_size
+            self.attention = (
+                MultiHeadAttention(*sizes, heads) if heads else AdditiveAttention(*sizes)
+            )
+            if gate:
+                self.gate = nn.Linear(hidden_size, context_size)
 
         input_sizes = [embed_size + context_size] + [hidden_size] * (layers - 1)
         self.cells = nn.ModuleList([nn.LSTMCell(size, hidden_size) for size in input_sizes])
-        self.output = nn.Linear(hidden_size + context_size, vocabulary_size)
+        readout_size = hidden_size + context_size
+        self.scores: TiedWordScores | WordScores
+        if tie_weights:
+            self.scores = TiedWordScores(readout_size, embed_size, vocabulary_size, dropout)
+        else:
+            self.scores = WordScores(readout_size, vocabulary_size, dropout)
 
     def memory(self, embedding: Tensor, tokens: Tensor | None) -> Memory:
         """Project an image's features, once for all its captions or beams.
@@ -80,7 +99,7 @@ class LSTMDecoder(nn.Module):
             embedding: ``(images, embedding_size)``.
             tokens: ``(images, patches, channels)``; not read where attention is off.
         """
-        seen = self.embedding_norm(embedding)  # (images, embedding_size)
+        seen = self.feature_dropout(self.embedding_norm(embedding))  # (images, embedding_size)
         shape = (-1, self.layers, self.hidden_size)
         hidden = torch.tanh(self.first_hidden(seen)).view(shape)
         cell = self.first_cell(seen).view(shape)
@@ -88,8 +107,9 @@ class LSTMDecoder(nn.Module):
             return Memory(hidden, cell, None, None)
         if tokens is None:
             raise ValueError("this decoder attends to patch tokens; the features have none")
-        values = self.value(self.token_norm(tokens))  # (images, patches, hidden_size)
-        return Memory(hidden, cell, self.attention.key(values), values)
+        # (images, patches, hidden_size)
+        values = self.feature_dropout(self.value(self.token_norm(tokens)))
+        return Memory(hidden, cell, self.attention.keys(values), values)
 
     def start(self, memory: Memory, rows: int) -> State:
         """The state before the first word, the same for every row of an image."""
@@ -110,7 +130,7 @@ class LSTMDecoder(nn.Module):
             ``weights: (images, rows, patches)`` (None where attention is off).
         """
         readout, state, weights = self._advance(self.words(words), state, memory)
-        return self.output(readout), state, weights
+        return self.scores(readout, self.words), state, weights
 
     def forward(
         self, embedding: Tensor, tokens: Tensor | None, words: Tensor, keep: Tensor | None = None
@@ -118,28 +138,30 @@ class LSTMDecoder(nn.Module):
         """Score the next word after every word of known captions (teacher forcing).
 
         Args:
-            words: ``(images, captions, length) int64``: ``<SOS>`` and the words.
+            words: ``(images, captions, length) int64``: ``<SOS>`` and the words. Where the
+                captions of every image stand in order, the longest first, later steps cost less.
             keep: ``(images, captions, length) bool``: after which words to score, so that
                 nothing is spent on padding; None: after all.
 
         Returns:
-            ``logits: (images, captions, length, vocabulary)``, with ``keep`` ``(kept,
-            vocabulary)``, and the attention ``weights: (images, captions, length, patches)``.
+            ``logits: (kept, vocabulary)``, step by step, as ``by_step(keep)`` orders them, and
+            the attention ``weights: (images, captions, length, patches)``, zero after the end.
         """
+        captions = words.shape[1]
+        keep = torch.ones_like(words, dtype=torch.bool) if keep is None else keep
         memory = self.memory(embedding, tokens)
-        state = self.start(memory, rows=words.shape[1])
-        inputs = self.dropout(self.words(words))  # (images, captions, length, embed_size)
+        state = self.start(memory, captions)
         readouts, looks = [], []
-        for word in inputs.unbind(dim=2):  # (images, captions, embed_size)
-            readout, state, weights = self._advance(word, state, memory)
-            readouts.append(readout)
-            looks.append(weights)
+        steps = zip(self.words(words).unbind(dim=2), keep.unbind(dim=2), _rows(keep))
+        for word, kept, rows in steps:  # word: (images, captions, embed_size)
+            state = State(state.hidden[:, :rows], state.cell[:, :rows])
+            readout, state, weights = self._advance(word[:, :rows], state, memory)
+            readouts.append(readout[kept[:, :rows]])
+            if weights is not None:
+                looks.append(nn.functional.pad(weights, (0, 0, 0, captions - rows)))
         # The vocabulary is large: one product for all steps instead of one a step.
-        said = torch.stack(readouts, dim=2)  # (images, captions, length, readout_size)
-        logits = self.output(self.dropout(said if keep is None else said[keep]))
-        if self.attention is None:
-            return logits, None
-        return logits, torch.stack([look for look in looks if look is not None], dim=2)
+        logits = self.scores(torch.cat(readouts), self.words)
+        return logits, torch.stack(looks, dim=2) if looks else None
 
     def _advance(
         self, word: Tensor, state: State, memory: Memory
@@ -152,6 +174,8 @@ class LSTMDecoder(nn.Module):
             assert memory.values is not None
             top = state.hidden[:, :, -1]  # (images, rows, hidden_size)
             context, weights = self.attention(top, memory.keys, memory.values)
+            if self.gate is not None:
+                context = torch.sigmoid(self.gate(top)) * context
 
         # LSTMCell knows one batch dimension: (images * rows, size)
         below = (word if context is None else torch.cat([word, context], dim=-1)).flatten(0, 1)
@@ -171,3 +195,11 @@ class LSTMDecoder(nn.Module):
         top = new_state.hidden[:, :, -1]
         readout = top if context is None else torch.cat([top, context], dim=-1)
         return readout, new_state, weights
+
+
+def _rows(keep: Tensor) -> list[int]:
+    """At each step, how many captions of an image are not over yet, at the most."""
+    numbers = torch.arange(1, keep.shape[1] + 1, device=keep.device)
+    rows: list[int] = (keep.any(dim=0) * numbers.unsqueeze(1)).amax(dim=0).tolist()
+    # A row that is let go cannot come back: it stays as long as any later step needs it.
+    return [max(1, *rows[step:]) for step in range(len(rows))]

@@ -139,8 +139,13 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _remote_entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Entry]:
+    here = path.rstrip("/")
     for details in fs.ls(path, detail=True):
-        name = details["name"].rstrip("/")
-        if name != path.rstrip("/"):  # object stores may hold an empty object for a directory
-            kind = "directory" if details["type"] == "directory" else "file"
-            yield Entry(name.rpartition("/")[2], kind, Version.of(details))
+        name = details["name"].removesuffix("/")
+        if name == here and details["type"] != "directory":
+            continue  # object stores may hold an empty object for a directory
+        if name in (here, f"{here}/"):  # to fsspec `a//b` and `a/b` are one path
+            yield Entry("", "name with an empty part", _NOTHING)
+            continue
+        kind = "directory" if details["type"] == "directory" else "file"
+        yield Entry(name.rpartition("/")[2], kind, Version.of(details))

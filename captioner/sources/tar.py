@@ -78,6 +78,6 @@ def _captions(tar: tarfile.TarFile, member: tarfile.TarInfo) -> list[str]:
         return columns.as_captions(text)
     try:
         document = json.loads(text)
-    except ValueError:  # no JSON, or a number too long for Python
+    except (ValueError, RecursionError):  # no JSON, a number too long, or brackets too deep
         return []
     return columns.as_captions(document.get("caption")) if isinstance(document, dict) else []

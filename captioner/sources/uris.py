@@ -14,8 +14,8 @@ from captioner.sources import columns
 from captioner.sources.listing import ROWS, Part, Rows, Version
 
 # A list may come from anywhere; these only read, and only what the user's own account may.
-_PROTOCOLS = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "hf", "memory"}
-_HTTP = {"http", "https"}
+_PROTOCOLS = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory"}
+_WEB = {"http", "https", "hf"}
 
 
 def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
@@ -36,7 +36,7 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
             if not uri:
                 rows.skip("null in the list")
                 continue
-            check(uri, source.allow_http, f"{part.url}, {where}")
+            uri = checked(uri, source.allow_http, f"{part.url}, {where}")
             if rows.wants(uri.partition("?")[0]):
                 place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
                 rows.add(key or uri, place, Version(None, None, None), captions=captions)
@@ -48,19 +48,27 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
     yield from rows.rest()
 
 
-def check(uri: str, allow_http: bool, where: str) -> None:
-    """
+def checked(uri: str, allow_http: bool, where: str) -> str:
+    """The URI, its protocol in lower case.
+
     Raises:
-        InputError: it leads to where a list must not lead.
+        InputError: it leads to where a list must not lead, or to nowhere.
     """
-    protocol = uri.partition("://")[0].lower() if "://" in uri else "file"
-    if protocol in _HTTP and not allow_http:
+    protocol, separator, rest = uri.partition("://")
+    protocol = protocol.lower() if separator else "file"
+    if protocol in _WEB and not allow_http:
         raise InputError(
             f"{where}: {uri[:200]}: the list asks for files from the web; "
             "if that is meant, set source.allow_http=true"
         )
-    if storage.is_chain(uri) or protocol not in _PROTOCOLS | _HTTP:
+    if storage.is_chain(uri) or protocol not in _PROTOCOLS | _WEB:
         raise InputError(f"{where}: {uri[:200]}: not a protocol that a list may use")
+    uri = f"{protocol}://{rest}" if separator else uri
+    try:
+        storage.filesystem(uri)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return uri
 
 
 Line = tuple[str, str | None, str, list[str]]  # where, key, URI, captions

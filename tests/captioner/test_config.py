@@ -71,7 +71,7 @@ def test_an_unknown_key_near_to_nothing_lists_its_section(tmp_path: Path, key: s
         load(tmp_path, MINIMAL, f"{key}=1")
     message = str(refusal.value)
     assert f"{key}: unknown key; known keys here: " in message
-    assert "train.epochs, train.gradient_clip, train.learning_rate" in message
+    assert "train.gradient_clip, train.label_smoothing, train.learning_rate" in message
     assert "search.beam_size" not in message
 
 

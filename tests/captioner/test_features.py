@@ -15,6 +15,7 @@ import captioner
 from captioner import features, storage
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
+from tests import shards
 
 MakeIdentity = Callable[..., EncoderIdentity]
 EMBEDDING = pa.list_(pa.float16(), 6)
@@ -170,7 +171,7 @@ def test_embeddings_are_found_by_serial_in_any_order(
 def test_no_features_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no features here; run `captioner extract`"):
         features.read_identity(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="no Parquet files here; run `captioner extract`"):
+    with pytest.raises(InputError, match="no whole Parquet file here; run `captioner extract`"):
         features.read_identity(str(tmp_path))
 
 
@@ -194,3 +195,18 @@ def test_rows_and_errors_are_counted_over_all_shards(
 def test_no_errors_are_counted_as_none(tmp_path: Path, make_identity: MakeIdentity) -> None:
     write(str(tmp_path), shard(make_identity(), [None, None]))
     assert features.count(str(tmp_path)) == features.Counts(2, {})
+
+
+def test_half_a_file_hides_neither_the_encoder_nor_the_errors_of_the_others(
+    tmp_path: Path, make_identity: Callable[..., EncoderIdentity]
+) -> None:
+    identity = make_identity()
+    whole = shards.make(identity, [None, "not an image", "deleted", None])
+    (path,) = shards.write(tmp_path, whole)
+    (tmp_path / "a-half.parquet").write_bytes(Path(path).read_bytes()[:200])
+    assert features.read_identity(str(tmp_path)) == identity
+    assert features.failed(str(tmp_path), but="deleted").tolist() == [1]
+    Path(path).unlink()
+    assert features.find_identity(str(tmp_path)) is None
+    with pytest.raises(InputError, match="no whole Parquet file"):
+        features.read_identity(str(tmp_path))

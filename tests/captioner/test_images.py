@@ -389,3 +389,11 @@ def test_the_bound_on_pixels_is_on_the_whole_image() -> None:
     decoded = decode(large_photograph((2000, 1500)), target, 2_000_000, scaled=True)
     assert decoded.error is not None
     assert "image.max_pixels" in decoded.error
+
+
+def test_formats_that_start_programs_are_no_images() -> None:
+    """For EPS Pillow starts Ghostscript, on whatever bytes somebody has sent."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "EPS")
+    decoded = decode(file.getvalue(), Preprocessing(8, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 1000)
+    assert (decoded.pixels, decoded.error) == (None, "not an image")

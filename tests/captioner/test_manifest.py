@@ -61,7 +61,8 @@ def update(
     for start, end in itertools.pairwise(places):
         if start < end:
             writer.add(result.apply(table.slice(start, end - start)))
-    writer.add(result.finish())
+    for gone in result.finish():
+        writer.add(gone)
     writer.commit({"serial": result.serial})
     return result
 
@@ -304,7 +305,8 @@ def test_nothing_of_earlier_generations_is_left(url: str, monkeypatch: pytest.Mo
     update(url, images("a", "b", "c"), cuts=[1, 2])
     update(url, images("a"))
     names = [path.rpartition("/")[2] for path in storage.files(url, "")]
-    assert names == ["_summary.json", "part-000001-000000.parquet", "part-000001-000001.parquet"]
+    parts = [f"part-000001-{number:06d}.parquet" for number in range(3)]
+    assert names == ["_summary.json", *parts]
     assert [*serials_of(url)] == ["a", "b", "c"]
 
 
@@ -354,7 +356,8 @@ def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], C
         update(url, images("a", "b", "c", "d", "e"), cuts=[2, 4])
         result, writer = manifest.Update(url, DAY), manifest.Writer(url)
         writer.add(result.apply(listing({**images("a", "b", "c"), "d": {"size": 7}})))
-        writer.add(result.finish())
+        for gone in result.finish():
+            writer.add(gone)
         return lambda: writer.commit({"serial": result.serial})
 
     return prepare
@@ -426,7 +429,7 @@ def test_renewed_images_get_numbers_above_all_others(
     assert manifest.renew(url, np.array([4, 0, 1])) == 3
     assert serials_of(url) == {"a": 5, "b": 6, "c": 2, "d": 3, "e": 7}
     summary = storage.read_summary(url)
-    assert summary == {"serial": 7, "rows": 5, "generation": 0}
+    assert summary == {"serial": 7, "rows": 5, "generation": 0, "renewed": [[5, 7]]}
     assert counts(update(url, images("a", "b", "c", "d", "e", "f"))) == (1, 0, 0, 5)
     assert serials_of(url) == {"a": 5, "b": 6, "c": 2, "d": 3, "e": 7, "f": 8}
 

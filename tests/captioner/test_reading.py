@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import itertools
 import os
+import resource
 import threading
 import time
 from collections import Counter
@@ -75,10 +77,47 @@ def test_a_missing_file_is_a_reason_between_files_that_are_read(tmp_path: Path) 
 
 @pytest.mark.parametrize("size", [4096, 4, None])
 def test_a_directory_is_a_reason(tmp_path: Path, size: int | None) -> None:
-    assert reason({"uri": str(tmp_path), "size": size}).split(":")[0] in (
-        "IsADirectoryError",
-        "too large",
-    )
+    found = reason({"uri": str(tmp_path), "size": size}).split(":")[0]
+    assert found in ("not a regular file", "too large")
+
+
+def test_a_pipe_is_a_reason_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert reason({"uri": str(tmp_path / "pipe.jpg"), "size": None}) == "not a regular file"
+
+
+def test_a_file_that_has_grown_is_not_read_whole(tmp_path: Path) -> None:
+    image = file(tmp_path / "a.jpg", b"a" * 10)
+    with (tmp_path / "a.jpg").open("r+b") as grown:
+        grown.truncate(10 * 1024**3)
+    assert reason(image) == "too large: 1,001 bytes, more than image.max_bytes 1,000"
+
+
+def test_a_machine_in_trouble_is_no_reason_of_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that cannot be opened because too many are open: they are waited for."""
+    monkeypatch.setattr(reading, "_STORAGE_PATIENCE_S", 3.0)
+    image = file(tmp_path / "a.jpg", b"picture")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+
+    def give_back() -> None:
+        for descriptor in taken:
+            os.close(descriptor)
+
+    few = max(map(int, os.listdir("/proc/self/fd"))) + 3
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        timer = threading.Timer(1.0, give_back)
+        timer.start()
+        assert read(image) == [b"picture"]
+        timer.join()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

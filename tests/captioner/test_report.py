@@ -179,7 +179,7 @@ def test_loss_curves_with_the_best_epoch(page: Page) -> None:
     training = page.sections["training"]
     for word in ("train", "val", "epoch", "nats per word"):
         assert word in training
-    assert "weights were kept: 2, with the lowest validation loss, 3.7500" in training
+    assert "weights were kept: 2, with the best validation loss, 3.7500" in training
     assert "3 2.5000 4.0000 61.5 1,234" in training
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 1
     # No colour of the drawing is left that would not follow light and dark.

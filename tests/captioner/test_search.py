@@ -34,7 +34,7 @@ def make_decoder(seed: int, attention: bool = True, vocabulary: int = VOCABULARY
         for parameter in decoder.parameters():
             parameter.mul_(2.0)
         decoder.words.weight.mul_(2.0)
-        decoder.output.weight.mul_(2.0)
+        decoder.scores.linear.weight.mul_(2.0)
     return decoder.eval()
 
 
@@ -187,7 +187,7 @@ def test_a_batch_gives_every_image_what_it_gets_alone(options: Search) -> None:
 def test_special_tokens_never_occur_even_where_the_decoder_wants_them(beam_size: int) -> None:
     decoder = make_decoder(0)
     with torch.no_grad():
-        decoder.output.bias[[PAD, SOS, UNK]] = 50.0
+        decoder.scores.linear.bias[[PAD, SOS, UNK]] = 50.0
     found = search(decoder, make_features(0), Search(beam_size=beam_size, max_words=6))
     for image in found.words.tolist():
         for words in image:
@@ -224,7 +224,7 @@ def test_one_beam_is_greedy(penalty: float) -> None:
 def test_a_caption_ends_after_the_longest_length(max_words: int) -> None:
     decoder = make_decoder(0)
     with torch.no_grad():
-        decoder.output.bias[EOS] = -50.0  # it would never end
+        decoder.scores.linear.bias[EOS] = -50.0  # it would never end
     found = search(decoder, make_features(0), Search(beam_size=3, max_words=max_words))
     assert found.words.shape == (IMAGES, 3, max_words + 1)
     assert (found.words[:, :, -1] == EOS).all()
@@ -234,7 +234,7 @@ def test_a_caption_ends_after_the_longest_length(max_words: int) -> None:
 def test_the_search_ends_as_soon_as_all_have_ended() -> None:
     decoder = make_decoder(0)
     with torch.no_grad():
-        decoder.output.bias[EOS] = 50.0
+        decoder.scores.linear.bias[EOS] = 50.0
     found = search(decoder, make_features(0), Search(beam_size=1, max_words=20))
     assert found.words.tolist() == [[[EOS]]] * IMAGES
 
@@ -256,7 +256,7 @@ def test_the_log_probability_is_the_models_own() -> None:
         with torch.no_grad():
             logits = decoder(features[0][one], features[1][one], words[:, :, :-1])[0]
         logits[..., [PAD, SOS, UNK]] = -math.inf
-        expected = logits.log_softmax(-1).gather(3, words[:, :, 1:, None]).sum().item()
+        expected = logits.log_softmax(-1).gather(1, words[0, 0, 1:, None]).sum().item()
         assert found.log_probability[image, 0].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 

@@ -116,7 +116,19 @@ def test_the_web_is_refused_unless_it_is_allowed(text: Path, uri: str) -> None:
     text.write_text(f"/a.jpg\n{uri}\n")
     with pytest.raises(InputError, match=r"list\.txt, line 2: .*x/a\.jpg.*source\.allow_http=true"):
         ids(text)
-    assert ids(text, allow_http=True)[0] == sorted(["/a.jpg", uri])
+    assert ids(text, allow_http=True)[0] == ["/a.jpg", uri.replace("HTTPS", "https")]
+
+
+def test_the_hub_is_the_web(text: Path) -> None:
+    text.write_text("hf://datasets/x/a.jpg")
+    with pytest.raises(InputError, match=r"line 1: .*source\.allow_http=true"):
+        ids(text)
+
+
+def test_an_address_that_leads_nowhere_is_named_before_work_starts(text: Path) -> None:
+    text.write_text("/a.jpg\ns3://[x/a.jpg\n")
+    with pytest.raises(InputError, match=r"list\.txt, line 2: s3://\[x/a\.jpg"):
+        ids(text)
 
 
 @pytest.mark.parametrize(

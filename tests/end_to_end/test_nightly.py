@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from captioner import config as configuration
 from captioner import manifest
+from captioner.encoder import Encoder
+from captioner.errors import InputError
+from jobs import extract
 
 Cli = Callable[..., Result]
 
@@ -77,6 +82,15 @@ def test_features_follow_a_source_that_changes(
     third = rows_of(tmp_path / "run" / "features")
     assert third["30.png"]["error"] is None
     assert third["31.png"]["error"] == "deleted from the source"
+    # A source that has mostly vanished changes nothing: a disk may not be mounted.
+    for path in sorted(growing.glob("*.png"))[5:]:
+        path.unlink()
+    refused = captioner(*command, status=2).output
+    assert "known images are gone. Nothing was changed" in refused
+    assert rows_of(tmp_path / "run" / "features") == third
+    captioner(*command, "--set", "source.max_deleted=1")
+    rows = rows_of(tmp_path / "run" / "features")
+    assert sum(row["error"] == "deleted from the source" for row in rows.values()) == 46
 
 
 def test_captions_of_a_directory_follow_it(
@@ -138,18 +152,41 @@ def test_failed_images_are_tried_again_when_asked_for(
     assert all(row["error"] is None for row in rows.values())
 
 
-def test_a_source_that_has_mostly_vanished_changes_nothing(
+def test_a_manifest_that_a_crash_left_half_moved_is_whole_before_anything_reads_it(
     captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
 ) -> None:
-    command = ("extract", small_config, "--update", f"--set=source.images={growing}")
-    command = (*command, "--set=source.captions=null")
-    captioner(*command)
-    before = rows_of(tmp_path / "run" / "features")
-    for path in sorted(growing.glob("*.png"))[5:]:
-        path.unlink()
-    refused = captioner(*command, status=2).output
-    assert "45 of the 50 known images are gone. Nothing was changed" in refused
-    assert rows_of(tmp_path / "run" / "features") == before
-    captioner(*command, "--set", "source.max_deleted=1")
-    rows = rows_of(tmp_path / "run" / "features")
-    assert sum(row["error"] == "deleted from the source" for row in rows.values()) == 45
+    config = (small_config, f"--set=source.images={growing}", "--set=source.captions=null")
+    captioner("index", *config)
+    run = tmp_path / "run"
+    shutil.copytree(run / "manifest", tmp_path / "before")
+    change(growing)
+    captioner("index", *config, "--set=source.max_deleted=1")
+    # As a kill in the middle leaves it: the new one is written, the old one partly deleted.
+    shutil.move(run / "manifest", run / "manifest.next")
+    shutil.copytree(tmp_path / "before", run / "manifest")
+    for part in (run / "manifest").glob("part-*"):
+        part.unlink()
+    output = captioner("extract", *config, "--max-error-rate", "1").output
+    assert "extract: 52 rows" in output
+    assert len(rows_of(run / "features")) == 52
+
+
+def test_features_of_another_manifest_are_not_added_to(
+    captioner: Cli, extracted_run: Path, scene_data: Path
+) -> None:
+    config = (extracted_run, f"--set=source.images={scene_data / 'Images'}")
+    shutil.rmtree(extracted_run / "manifest")
+    captioner("index", *config)
+    refused = captioner("extract", *config, status=2).output
+    assert "of another manifest" in refused
+    assert "--redo extract" in refused
+
+
+def test_features_of_other_weights_behind_the_same_name_are_not_added_to(
+    extracted_run: Path,
+) -> None:
+    config = configuration.load(str(extracted_run / "config.yaml"), [f"run={extracted_run}"])
+    now = Encoder(config.encoder).identity
+    extract.check_encoder(config, now)
+    with pytest.raises(InputError, match=r"of another encoder than .*--redo extract"):
+        extract.check_encoder(config, replace(now, weights_sha256="1" * 64))

@@ -28,6 +28,11 @@ def test_a_small_job_is_never_stopped() -> None:
     assert not stops(ErrorLimits(0.05, 20), 20, 20)
 
 
+def test_images_that_are_tried_again_may_all_fail_again() -> None:
+    assert not stops(ErrorLimits(0.05, 10_000, known_bad=10_000), 5000, 5000)
+    assert stops(ErrorLimits(0.05, 10_000, known_bad=1000), 5000, 2000)
+
+
 @pytest.mark.parametrize(
     ("done", "failed", "stopped"),
     [

@@ -1,0 +1,101 @@
+"""Feature rows -> tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captioner import features
+from captioner.config import Train
+from captioner.vocabulary import EOS, PAD, Vocabulary
+
+COLUMNS = ["serial", "split", "captions", "embedding", "tokens", "error"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images with their captions. The captions of an image share its features."""
+
+    serials: NDArray[np.int64]  # (images,): which they are
+    references: list[list[list[str]]]  # images, captions, words: all of them, and whole
+    embedding: Tensor  # (images, embedding_size) float32
+    tokens: Tensor | None  # (images, patches, channels) float32
+    # (images, captions, length) int64: <SOS> words <EOS>, then <PAD>; an image's longest first
+    words: Tensor
+    idle: bool = False  # other workers learn from theirs, this one from nothing
+
+    @property
+    def captions(self) -> int:
+        """How many captions there are; images with fewer than the others have empty rows."""
+        return int((self.words[:, :, 0] != PAD).sum())
+
+
+def collate(rows: pa.Table, vocabulary: Vocabulary, options: Train, device: torch.device) -> Batch:
+    """Rows as ``features.with_references`` gives them -> tensors."""
+    references = rows["references"].to_pylist()
+    used = slice(1) if options.captions_per_image == "first" else slice(None)
+    encoded = [
+        sorted(
+            (_cut(vocabulary.ids(words), options.max_words) for words in captions[used]),
+            key=len,
+            reverse=True,
+        )
+        for captions in references
+    ]
+    return Batch(
+        serials=rows["serial"].to_numpy(),
+        references=references,
+        embedding=_floats(rows["embedding"], device),
+        tokens=_floats(rows["tokens"], device) if "tokens" in rows.column_names else None,
+        words=padded(encoded).to(device),
+    )
+
+
+def padded(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Ids by image and caption -> ``(images, captions, length) int64``, filled up with <PAD>."""
+    most = max(len(of_image) for of_image in captions)
+    longest = max(len(caption) for of_image in captions for caption in of_image)
+    words = torch.full((len(captions), most, longest), PAD)
+    for image, of_image in enumerate(captions):
+        for number, caption in enumerate(of_image):
+            words[image, number, : len(caption)] = torch.tensor(caption)
+    return words
+
+
+def _cut(ids: list[int], max_words: int) -> list[int]:
+    return ids if len(ids) <= max_words + 2 else [*ids[: max_words + 1], EOS]
+
+
+def _floats(column: pa.ChunkedArray, device: torch.device) -> Tensor:
+    # A copy: Arrow's memory is read-only, and a tensor that shares it must not be.
+    return torch.tensor(features.to_numpy(column), device=device).float()
+
+
+def batches(
+    tables: Iterable[pa.Table],
+    vocabulary: Vocabulary,
+    options: Train,
+    device: torch.device,
+    done: NDArray[np.int64] | None = None,
+    idle: bool = False,
+) -> Iterator[Batch]:
+    """Tables -> batches, without the images that ``done`` names, of an epoch that was broken off.
+
+    ``idle``: a table of which nothing is left gives an idle batch, for as many steps as before:
+    workers must step together.
+    """
+    for rows in tables:
+        left = rows
+        if done is not None and len(done):
+            left = rows.filter(pc.invert(pc.is_in(rows["serial"], pa.array(done))))
+        if len(left):
+            yield collate(left, vocabulary, options, device)
+        elif idle:
+            yield replace(collate(rows[:1], vocabulary, options, device), idle=True)

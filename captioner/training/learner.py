@@ -1,0 +1,189 @@
+"""What changes as a decoder learns, and one epoch of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from captioner import precision
+from captioner.config import Train
+from captioner.training.batches import Batch
+from captioner.training.objective import Loss, cross_entropy
+from captioner.training.scoring import Scorer
+
+
+class Learner:
+    """A decoder with its optimizer, learning rate, and the moving average of its weights."""
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        options: Train,
+        learning_rate: float,
+        steps: int,
+        warmup_steps: int = 0,
+        parallel: nn.Module | None = None,
+    ) -> None:
+        """``steps``: of the whole training. ``parallel``: the decoder wrapped for several
+        workers."""
+        device = next(decoder.parameters()).device
+        self.decoder, self._options = decoder, options
+        self.model = parallel or decoder
+        self.steps = 0
+        self._optimizer = torch.optim.AdamW(
+            decoder.parameters(), lr=learning_rate, weight_decay=options.weight_decay, fused=True
+        )
+        falls = options.schedule == "cosine"
+        self._schedule = LambdaLR(
+            self._optimizer, lambda step: _rate(step, warmup_steps, steps, falls)
+        )
+        self._average = (
+            AveragedModel(decoder, multi_avg_fn=_average(options.average))
+            if options.average
+            else None
+        )
+        self._dtype = precision.choose(options.precision, device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self._waiting = 0  # batches whose gradients no step has used yet
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is validated and saved: the moving average, where there is one."""
+        return self.decoder if self._average is None else self._average.module
+
+    def mixed_precision(self) -> contextlib.AbstractContextManager[Any]:
+        device = next(self.decoder.parameters()).device.type
+        return torch.autocast(device, self._dtype, enabled=self._dtype is not torch.float32)
+
+    def learn(self, objective: Callable[[], Loss], idle: bool = False) -> Loss:
+        """One batch; every ``accumulate`` of them, a step. An idle one counts for nothing."""
+        last = self._waiting + 1 == self._options.accumulate
+        alone = contextlib.nullcontext() if last or self.model is self.decoder else self._no_sync()
+        with alone:
+            with self.mixed_precision():
+                loss = objective()
+            share = 0.0 if idle else 1.0 / self._options.accumulate
+            scaled: Tensor = self._scaler.scale(loss.objective * share)
+            scaled.backward()  # type: ignore[no-untyped-call]
+        self._waiting += 1
+        if last:
+            self.step()
+        return loss
+
+    def step(self) -> None:
+        """Use the gradients; nothing where there are none."""
+        if not self._waiting:
+            return
+        if self._options.gradient_clip is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.decoder.parameters(), self._options.gradient_clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._schedule.step()
+        self._waiting = 0
+        self.steps += 1
+        if self._average is not None:
+            self._average.update_parameters(self.decoder)
+
+    def state(self) -> dict[str, Any]:
+        """All but the decoder's own weights."""
+        return {
+            "steps": self.steps,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        """Gradients that are not yet used need not travel between workers."""
+        return self.model.no_sync()  # type: ignore[no-any-return, operator]
+
+
+def _rate(step: int, warmup: int, steps: int, falls: bool) -> float:
+    """The learning rate as a share of its highest: up in a line, then level or half a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if not falls:
+        return 1.0
+    gone = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * gone))
+
+
+def _average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
+    """Exponential moving average whose first weights, drawn at random, are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averages: Any, weights: Any, count: Tensor | int) -> None:
+        soon = (1.0 + int(count)) / (10.0 + int(count))
+        torch._foreach_lerp_(averages, weights, 1.0 - min(decay, soon))
+
+    return update
+
+
+@dataclass
+class Totals:
+    """Sums over batches; they add up over workers too."""
+
+    total: float = 0.0  # of Loss.total
+    count: int = 0
+    captions: int = 0
+    images: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other))))
+
+    def add(self, loss: Loss, batch: Batch) -> None:
+        self.total += loss.total
+        self.count += loss.count
+        self.captions += batch.captions
+        self.images += len(batch.embedding)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.count)
+
+
+def train_epoch(
+    learner: Learner,
+    batches: Iterable[Batch],
+    objective: Callable[[Batch], Loss],
+    after: Callable[[Batch, Loss], None],
+) -> None:
+    """One pass over the training images; ``after`` hears of every batch that was learned from."""
+    learner.decoder.train()
+    for batch in batches:
+        loss = learner.learn(lambda: objective(batch), idle=batch.idle)  # noqa: B023
+        if not batch.idle:
+            after(batch, loss)
+    learner.step()
+
+
+@torch.inference_mode()
+def validate(learner: Learner, batches: Iterable[Batch], scorer: Scorer | None = None) -> Totals:
+    """The cross-entropy of held-out images, without dropout; ``scorer`` has them captioned."""
+    decoder = learner.kept.eval()
+    totals = Totals()
+    for batch in batches:
+        with learner.mixed_precision():
+            totals.add(cross_entropy(decoder, batch, Train()), batch)
+            if scorer is not None:
+                scorer.add(decoder, batch)
+    return totals

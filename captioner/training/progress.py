@@ -1,0 +1,97 @@
+"""How far training is, when it is over, and the checkpoints that it goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+
+from captioner.config import Train
+from captioner.training.learner import Learner, Totals
+
+Stage = Literal["cross_entropy", "self_critical"]
+Entry = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """What has been done."""
+
+    history: list[Entry] = field(default_factory=list)  # an entry an epoch
+    # Of an epoch that is not over yet:
+    totals: Totals = field(default_factory=Totals)
+    done: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # serials
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    def best_epoch(self, options: Train) -> int:
+        """The epoch whose weights are kept, counted from 1; 0 before the first."""
+        return _best(self.history, options)
+
+    def stage(self, options: Train) -> Stage | None:
+        """What the next epoch belongs to; None when training is over.
+
+        A stage is over after its epochs, or after ``patience`` of them without a new best.
+        """
+        first = [entry for entry in self.history if entry["stage"] == "cross_entropy"]
+        if not _is_over(first, options.epochs, options):
+            return "cross_entropy"
+        if not _is_over(self.history[len(first) :], options.self_critical.epochs, options):
+            return "self_critical"
+        return None
+
+    def has_begun(self, stage: Stage) -> bool:
+        """Whether any of its steps are done."""
+        return len(self.done) > 0 or any(entry["stage"] == stage for entry in self.history)
+
+    def history_lines(self) -> str:
+        return "".join(json.dumps(entry) + "\n" for entry in self.history)
+
+
+def _is_over(entries: Sequence[Entry], epochs: int, options: Train) -> bool:
+    stalled = len(entries) - _best(entries, options)
+    return len(entries) >= epochs or (bool(entries) and stalled >= options.patience)
+
+
+def _best(entries: Sequence[Entry], options: Train) -> int:
+    """The number of the best entry, counted from 1; 0 where there is none. Not a number is the
+    worst of all."""
+    sign = -1.0 if options.choose_by == "loss" else 1.0
+    merits = [sign * entry[f"val_{options.choose_by}"] for entry in entries]
+    merits = [merit if merit == merit else -np.inf for merit in merits]
+    return merits.index(max(merits)) + 1 if merits else 0
+
+
+def save_checkpoint(directory: str, learner: Learner, progress: Progress) -> None:
+    """All that it takes to go on: weights, optimizer, history, what the epoch has seen."""
+    folder = Path(directory)
+    safetensors.torch.save_file(learner.decoder.state_dict(), folder / "decoder.safetensors")
+    torch.save(learner.state(), folder / "learner.pt")
+    np.save(folder / "done.npy", progress.done, allow_pickle=False)
+    written = {"history": progress.history, "totals": asdict(progress.totals)}
+    (folder / "progress.json").write_text(json.dumps(written))
+
+
+def load_progress(directory: str | os.PathLike[str]) -> Progress:
+    folder = Path(directory)
+    written = json.loads((folder / "progress.json").read_text())
+    done = np.load(folder / "done.npy", allow_pickle=False)
+    return Progress(written["history"], Totals(**written["totals"]), done)
+
+
+def load_learner(directory: str | os.PathLike[str], learner: Learner) -> None:
+    """The learner as it was saved, in place."""
+    folder = Path(directory)
+    learner.decoder.load_state_dict(safetensors.torch.load_file(folder / "decoder.safetensors"))
+    learner.load(torch.load(folder / "learner.pt", weights_only=True))

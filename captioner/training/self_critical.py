@@ -1,0 +1,100 @@
+"""The second stage: reward captions that the decoder draws by how well they score.
+
+Cross-entropy teaches the next word after a person's words, and never shows the decoder its own
+captions. Here it draws several for an image, each is scored against the references, and those that
+score better than the others of the image become more likely: REINFORCE (Rennie et al.,
+"Self-critical Sequence Training for Image Captioning", CVPR 2017), each caption's baseline being
+the mean reward of the others (Luo, "A Better Variant of Self-Critical Sequence Training", 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import SelfCritical
+from captioner.decoders.words import by_step
+from captioner.metrics import CiderD, sentence_bleu_4
+from captioner.search import sample
+from captioner.training.batches import Batch
+from captioner.training.objective import Loss, of_words
+from captioner.vocabulary import END, EOS, PAD, SOS, Vocabulary
+
+
+class Reward:
+    """CIDEr-D of a caption against the references of its image, with the document frequencies of
+    the training references; BLEU-4 beside it where it is given a weight.
+
+    The end of a caption counts as a word: without it, a caption that breaks off after "a man in a"
+    scores better than a whole one.
+    """
+
+    def __init__(self, cider: CiderD, bleu_weight: float) -> None:
+        self._cider, self._bleu_weight = cider, bleu_weight
+
+    def of_image(
+        self, captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """The reward of each of the captions, which end with ``<EOS>`` if they do."""
+        whole = [[*reference, END] for reference in references]
+        prepared = self._cider.references(whole)
+        rewards = [self._cider.score(caption, prepared) for caption in captions]
+        if self._bleu_weight:
+            for number, caption in enumerate(captions):
+                rewards[number] += self._bleu_weight * sentence_bleu_4(caption, whole)
+        return rewards
+
+
+def self_critical(
+    decoder: Any,
+    model: nn.Module,
+    batch: Batch,
+    options: SelfCritical,
+    vocabulary: Vocabulary,
+    reward: Reward,
+) -> Loss:
+    """The loss whose gradient is REINFORCE's, and the mean reward to write down.
+
+    Args:
+        decoder: what captions are drawn from.
+        model: the same, as it learns: wrapped for several workers, or itself.
+    """
+    words = _drawn(decoder, batch, options)  # (images, samples, length)
+    rewards = torch.tensor(
+        [
+            reward.of_image([_tokens(ids, vocabulary) for ids in of_image], references)
+            for of_image, references in zip(words.tolist(), batch.references)
+        ],
+        device=words.device,
+    )  # (images, samples)
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (options.samples - 1)
+    advantage = (rewards - others).unsqueeze(-1).expand_as(words)
+
+    keep = words != PAD
+    start = torch.full_like(words[:, :, :1], SOS)
+    inputs = torch.cat([start, words[:, :, :-1]], dim=-1)
+    logits, _ = model(batch.embedding, batch.tokens, inputs, keep)
+    log_probability = logits.float().log_softmax(dim=-1)  # (words, vocabulary)
+    said = of_words(log_probability, words, keep)
+    loss = -(by_step(advantage)[by_step(keep)] * said).mean()
+    return Loss(loss, float(rewards.sum()), rewards.numel())
+
+
+@torch.no_grad()
+def _drawn(decoder: Any, batch: Batch, options: SelfCritical) -> Tensor:
+    """Captions drawn without dropout, the longest of an image first: ``(images, samples, length)``,
+    words and ``<EOS>``, then ``<PAD>``."""
+    decoder.eval()
+    memory = decoder.memory(batch.embedding, batch.tokens)
+    words = sample(decoder, memory, len(batch.embedding), options.samples, options.max_words)
+    decoder.train()
+    order = (words != PAD).sum(dim=-1).argsort(dim=-1, descending=True)
+    return words.gather(1, order.unsqueeze(-1).expand_as(words))
+
+
+def _tokens(ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:
+    said = vocabulary.said(ids)
+    return [*said, END] if EOS in ids else said

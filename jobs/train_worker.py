@@ -1,0 +1,227 @@
+"""What every training worker does: epochs, one after the other, in step with the others."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from captioner import decoders, model, storage
+from captioner.config import JobConfig, Train
+from captioner.identity import EncoderIdentity
+from captioner.metrics import CiderD
+from captioner.training import batches, progress, scoring
+from captioner.training.batches import Batch
+from captioner.training.learner import Learner, Totals, train_epoch, validate
+from captioner.training.objective import Loss, cross_entropy
+from captioner.training.progress import Progress, Stage
+from captioner.training.self_critical import Reward, self_critical
+from captioner.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all workers are given."""
+
+    config: JobConfig
+    vocabulary: Vocabulary
+    identity: EncoderIdentity
+    images: int  # of the training split
+    cider: CiderD | None  # for the self-critical stage
+    threads: int
+    tally: Any
+
+
+def work(task: Task) -> None:
+    """Train until the progress says that it is over."""
+    torch.set_num_threads(task.threads)
+    worker = Worker(task)
+    while (stage := worker.progress.stage(task.config.train)) is not None:
+        worker.run_epoch(stage)
+
+
+class Worker:
+    def __init__(self, task: Task) -> None:
+        self._task, self._options = task, task.config.train
+        context = ray.train.get_context()
+        self._workers, self._rank = context.get_world_size(), context.get_world_rank()
+        self._device = ray.train.torch.get_device()
+        torch.manual_seed(self._options.seed)
+        self.progress = Progress()
+        self._learner: Learner | None = None
+        self._stage: Stage | None = None
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as directory:
+                self._go_on_from(directory)
+
+    def _go_on_from(self, directory: str) -> None:
+        self.progress = progress.load_progress(directory)
+        images = sum(entry["images"] for entry in self.progress.history) + len(self.progress.done)
+        self._task.tally.add.remote(images // self._workers, {})
+        if self._rank == 0:
+            line = f"train: goes on in epoch {self.progress.epoch + 1}, after {images:,} images"
+            self._task.tally.say.remote(line)
+        stage = self.progress.stage(self._options)
+        if stage is not None and self.progress.has_begun(stage):
+            self._learner, self._stage = self._new_learner(stage), stage
+            progress.load_learner(directory, self._learner)
+
+    def _new_learner(self, stage: Stage) -> Learner:
+        """With random weights for the first stage, with the best of it for the second."""
+        task, options = self._task, self._options
+        decoder = decoders.build(task.config.decoder, task.identity, len(task.vocabulary))
+        decoder.to(self._device)
+        rate, epochs = options.learning_rate, options.epochs
+        if stage == "self_critical":
+            weights = storage.read_bytes(task.config.at("model", model.WEIGHTS))
+            decoder.load_state_dict(safetensors.torch.load(weights))
+            rate, epochs = options.self_critical.learning_rate, options.self_critical.epochs
+        steps = math.ceil(task.images / options.batch_size)  # of an epoch
+        return Learner(
+            decoder,
+            options,
+            rate,
+            steps=steps * epochs,
+            warmup_steps=round(steps * options.warmup_epochs) if stage == "cross_entropy" else 0,
+            parallel=DistributedDataParallel(decoder) if self._workers > 1 else None,
+        )
+
+    def run_epoch(self, stage: Stage) -> None:
+        """Learn from every training image that the epoch has not seen yet, validate, save."""
+        if self._learner is None or self._stage != stage:
+            self._learner, self._stage = self._new_learner(stage), stage
+        learner, state = self._learner, self.progress
+        # Dropout, and captions drawn: others in every epoch, and for every worker.
+        torch.manual_seed(self._options.seed + 1000 * state.epoch + self._rank)
+        before, seen_before = state.totals, state.done
+        own, seen = Totals(), [state.done[:0]]
+        started, saved_at = time.monotonic(), learner.steps
+
+        def after(batch: Batch, loss: Loss) -> None:
+            nonlocal saved_at
+            own.add(loss, batch)
+            seen.append(batch.serials)
+            self._task.tally.add.remote(len(batch.serials), {})
+            every = self._options.checkpoint_steps
+            if every and learner.steps % every == 0 and learner.steps != saved_at:
+                saved_at = learner.steps
+                state.totals = before + self._sum(own)
+                state.done = np.concatenate([seen_before, *self._gather(np.concatenate(seen))])
+                self._save({"step": learner.steps})
+
+        train_epoch(learner, self._training_batches(), self._objective(stage), after)
+        learned = self._sum(own)
+        rate = learned.captions / (time.monotonic() - started)
+        learned += before
+        reward = stage == "self_critical"
+        entry: dict[str, Any] = {
+            "epoch": state.epoch + 1,
+            "stage": stage,
+            ("train_reward" if reward else "train_loss"): learned.mean,
+            **self._validate(),
+            "seconds": round(time.monotonic() - started, 2),
+            "images": learned.images,
+            "captions": learned.captions,
+            "captions_per_second": round(rate, 1),
+        }
+        state.history.append(entry)
+        state.totals, state.done = Totals(), state.done[:0]
+        if self._rank == 0:
+            self._task.tally.say.remote(epoch_line(entry, self._options))
+            self._write_model()
+        self._save(entry)
+
+    def _objective(self, stage: Stage) -> Callable[[Batch], Loss]:
+        assert self._learner is not None
+        learner, options = self._learner, self._options
+        if stage == "cross_entropy":
+            gone = self.progress.epoch / max(1, options.epochs - 1)
+            own_words = options.scheduled_sampling * gone
+            return lambda batch: cross_entropy(learner.model, batch, options, own_words)
+        assert self._task.cider is not None
+        critic, vocabulary = options.self_critical, self._task.vocabulary
+        reward = Reward(self._task.cider, critic.bleu_weight)
+        return lambda batch: self_critical(
+            learner.decoder, learner.model, batch, critic, vocabulary, reward
+        )
+
+    def _training_batches(self) -> Iterator[Batch]:
+        options = self._options
+        tables = ray.train.get_dataset_shard("train").iter_batches(
+            batch_size=max(1, options.batch_size // (self._workers * options.accumulate)),
+            batch_format="pyarrow",
+            local_shuffle_buffer_size=options.shuffle_buffer,
+            local_shuffle_seed=options.seed + self.progress.epoch,
+        )
+        done, idle = self.progress.done, self._workers > 1
+        return batches.batches(tables, self._task.vocabulary, options, self._device, done, idle)
+
+    def _validate(self) -> dict[str, float]:
+        assert self._learner is not None
+        options, vocabulary = self._options, self._task.vocabulary
+        tables = ray.train.get_dataset_shard("val").iter_batches(
+            batch_size=options.batch_size, batch_format="pyarrow"
+        )
+        found = batches.batches(tables, vocabulary, options, self._device)
+        if options.choose_by == "loss":
+            return {"val_loss": self._sum(validate(self._learner, found)).mean}
+        scorer = scoring.Scorer(vocabulary, self._task.config.search.max_words)
+        totals = self._sum(validate(self._learner, found, scorer))
+        pairs = [pair for share in self._gather(scorer.pairs) for pair in share]
+        return {"val_loss": totals.mean, **scoring.scores(pairs)}
+
+    def _sum(self, totals: Totals) -> Totals:
+        """Over all workers."""
+        return sum(self._gather(totals), Totals())
+
+    def _gather(self, value: T) -> list[T]:
+        """What each worker has, in the order of their ranks."""
+        if self._workers == 1:
+            return [value]
+        values: list[Any] = [None] * self._workers
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def _write_model(self) -> None:
+        """Before the checkpoint: a crash between the two repeats the epoch, and writes again."""
+        assert self._learner is not None
+        config, kept = self._task.config, self._learner.kept
+        model.save_weights(config.at("model", "last.safetensors"), kept)
+        if self.progress.best_epoch(self._options) == self.progress.epoch:
+            model.save_weights(config.at("model", model.WEIGHTS), kept)
+        storage.write_text(config.at("model", "history.jsonl"), self.progress.history_lines())
+
+    def _save(self, metrics: dict[str, Any]) -> None:
+        """A checkpoint for the next attempt, or the next run, to go on from."""
+        if self._rank != 0:
+            ray.train.report(metrics)
+            return
+        assert self._learner is not None
+        with tempfile.TemporaryDirectory() as directory:
+            progress.save_checkpoint(directory, self._learner, self.progress)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+
+def epoch_line(entry: dict[str, Any], options: Train) -> str:
+    """An epoch as a line for people."""
+    epochs = options.epochs + options.self_critical.epochs
+    names = ("train_loss", "train_reward", "val_loss", "val_bleu_4", "val_cider")
+    values = [f"{name.replace('_', ' ')} {entry[name]:.4f}" for name in names if name in entry]
+    return (
+        f"epoch {entry['epoch']}/{epochs}: {', '.join(values)}, {entry['seconds']:.1f} s, "
+        f"{entry['captions_per_second']:,.0f} captions/s"
+    )

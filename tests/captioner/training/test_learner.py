@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from captioner.config import Train
+from captioner.decoders.lstm import LSTMDecoder
+from captioner.training.batches import Batch
+from captioner.training.learner import Learner, Totals, train_epoch, validate
+from captioner.training.objective import Loss, cross_entropy
+from captioner.training.scoring import Scorer, scores
+from tests.captioner.training.data import CAPTIONS, VOCABULARY, make_batch, make_decoder, options
+
+
+def make_learner(decoder: LSTMDecoder | None = None, rate: float = 1e-2, **changes: Any) -> Learner:
+    return Learner(decoder or make_decoder(), options(**changes), rate, steps=10)
+
+
+def train(learner: Learner, *batches: Batch, settings: Train | None = None) -> Totals:
+    totals = Totals()
+    train_epoch(
+        learner,
+        batches,
+        lambda batch: cross_entropy(learner.model, batch, settings or options()),
+        lambda batch, loss: totals.add(loss, batch),
+    )
+    return totals
+
+
+def test_an_epoch_lowers_the_loss_and_adds_up_its_batches() -> None:
+    learner = make_learner()
+    epochs = [train(learner, make_batch(), make_batch(CAPTIONS[:1])) for _ in range(5)]
+    assert (epochs[0].count, epochs[0].captions, epochs[0].images) == (25 + 11, 6 + 3, 3 + 1)
+    assert epochs[-1].mean < 0.9 * epochs[0].mean
+    assert learner.steps == 10
+
+
+def test_a_step_is_adams_on_the_mean_loss_of_a_batchs_words() -> None:
+    learner, reference = make_learner(), make_decoder()
+    train(learner, make_batch())
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1e-2)
+    cross_entropy(reference, make_batch(), options()).objective.backward()
+    optimizer.step()
+    for new, expected in zip(learner.decoder.parameters(), reference.parameters()):
+        torch.testing.assert_close(new, expected)
+
+
+def test_accumulated_batches_make_one_step() -> None:
+    halves = make_batch(CAPTIONS[:1]), make_batch(CAPTIONS[:1])
+    whole, parts = make_learner(), make_learner(accumulate=2)
+    train(whole, halves[0])
+    train(parts, *halves)
+    assert (whole.steps, parts.steps) == (1, 1)
+    for one, other in zip(whole.decoder.parameters(), parts.decoder.parameters()):
+        torch.testing.assert_close(one, other)
+    train(parts, halves[0])  # an epoch that ends in the middle of a step
+    assert parts.steps == 2
+
+
+def test_an_idle_batch_changes_nothing() -> None:
+    learner = make_learner()
+    before = copy.deepcopy(learner.decoder.state_dict())
+    idle = copy.copy(make_batch())
+    object.__setattr__(idle, "idle", True)
+    assert train(learner, idle) == Totals()
+    for name, value in learner.decoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_gradients_are_clipped_to_the_given_norm() -> None:
+    norms = []
+    for clip in (None, 0.01):
+        learner = make_learner(gradient_clip=clip)
+        learner._optimizer = torch.optim.SGD(learner.decoder.parameters(), lr=1.0)
+        before = copy.deepcopy(learner.decoder)
+        train(learner, make_batch())
+        pairs = zip(learner.decoder.parameters(), before.parameters())
+        norms.append(
+            float(torch.cat([(new - old).detach().flatten() for new, old in pairs]).norm())
+        )
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def rates(steps: int, warmup: int, **changes: Any) -> list[float]:
+    learner = Learner(make_decoder(), options(**changes), 1.0, steps, warmup)
+    found = []
+    for _ in range(steps):
+        found.append(learner._optimizer.param_groups[0]["lr"])
+        train(learner, make_batch(CAPTIONS[1:2]))
+    return found
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    assert rates(4, 0) == [1.0] * 4
+    assert rates(4, 2) == [0.5, 1.0, 1.0, 1.0]
+    falling = rates(5, 1, schedule="cosine")
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    assert falling == pytest.approx([1.0, *cosine])
+
+
+def test_the_average_of_the_weights_is_what_is_kept() -> None:
+    learner = make_learner(average=0.9)
+    expected = copy.deepcopy(make_decoder())
+    weights = []
+    for _ in range(30):
+        train(learner, make_batch())
+        weights.append([value.detach().clone() for value in learner.decoder.parameters()])
+    averages = weights[0]
+    for count, values in enumerate(weights[1:], start=1):
+        decay = min(0.9, (1 + count) / (10 + count))
+        averages = [decay * a + (1 - decay) * v for a, v in zip(averages, values)]
+    for value, average in zip(expected.parameters(), averages):
+        value.data = average
+    for mine, wanted in zip(learner.kept.parameters(), expected.parameters()):
+        torch.testing.assert_close(mine, wanted)
+    last = validate(make_learner(learner.decoder), [make_batch()])
+    assert validate(learner, [make_batch()]) != last
+
+
+def test_bf16_computes_nearly_the_same() -> None:
+    exact, half = (train(make_learner(), make_batch()) for _ in range(2)), None
+    half = train(make_learner(precision="bfloat16"), make_batch())
+    assert half.mean != next(exact).mean
+    assert half.mean == pytest.approx(next(exact).mean, rel=0.02)
+
+
+@torch.no_grad()
+def test_validation_changes_no_weights_and_turns_dropout_off() -> None:
+    decoder = make_decoder()
+    decoder.scores.dropout.p = 0.5
+    before = copy.deepcopy(decoder.state_dict())
+    learner = make_learner(decoder)
+    decoder.train()
+    first, second = (validate(learner, [make_batch()]) for _ in range(2))
+    assert first == second
+    assert (first.count, first.captions, first.images) == (25, 6, 3)
+    for name, value in decoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_no_batches_add_up_to_nothing() -> None:
+    assert validate(make_learner(), []) == Totals(0.0, 0, 0, 0)
+    assert Totals().mean == 0.0
+
+
+def test_totals_add_up() -> None:
+    assert Totals(1.5, 2, 3, 4) + Totals(2.5, 1, 1, 1) == Totals(4.0, 3, 4, 5)
+    assert Totals(3.0, 2, 0, 0).mean == 1.5
+
+
+def test_a_decoder_that_knows_nothing_loses_the_logarithm_of_the_vocabulary() -> None:
+    decoder = make_decoder()
+    nn.init.zeros_(decoder.scores.linear.weight)
+    nn.init.zeros_(decoder.scores.linear.bias)
+    totals = validate(make_learner(decoder), [make_batch()])
+    assert totals.mean == pytest.approx(math.log(len(VOCABULARY)))
+
+
+def test_captions_of_held_out_images_are_scored() -> None:
+    """A decoder that has learned its captions by heart says them, and scores as they do."""
+    captions = [
+        ["A dog runs two cat.", "A dog runs two cat."],
+        ["Two cat sleeps a dog.", "Two cat sleeps a dog."],
+    ]
+    learner = make_learner(rate=3e-2)
+    for _ in range(60):
+        train(learner, make_batch(captions))
+    scorer = Scorer(VOCABULARY, max_words=10)
+    validate(learner, [make_batch(captions)], scorer)
+    assert [" ".join(said) for said, _ in scorer.pairs] == [
+        "a dog runs two cat",
+        "two cat sleeps a dog",
+    ]
+    found = scores(scorer.pairs)
+    assert found["val_bleu_4"] == pytest.approx(1.0)
+    assert found["val_cider"] > 5.0
+    assert scores([(["cat"], references) for _, references in scorer.pairs])["val_cider"] < 1.0
+
+
+def test_a_loss_that_is_not_a_number_is_written_down() -> None:
+    totals = Totals()
+    totals.add(Loss(torch.tensor(math.nan), math.nan, 1), make_batch())
+    assert math.isnan(totals.mean)

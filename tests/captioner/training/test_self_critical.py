@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from captioner.config import SelfCritical
+from captioner.metrics import CiderD, sentence_bleu_4
+from captioner.training import self_critical as module
+from captioner.training.learner import Learner
+from captioner.training.self_critical import Reward, self_critical
+from captioner.vocabulary import EOS, PAD, SOS
+from tests.captioner.training.data import (
+    DOG,
+    RUNS,
+    VOCABULARY,
+    A,
+    make_batch,
+    make_decoder,
+    options,
+)
+
+REFERENCES = [
+    [["a", "dog", "runs"], ["a", "dog"]],
+    [["a", "cat", "sleeps"]],
+    [["two", "cat", "runs"], ["two", "dog", "runs"]],
+]
+WHOLE = [[[*reference, "<EOS>"] for reference in references] for references in REFERENCES]
+
+
+def test_a_caption_that_breaks_off_is_worth_less_than_a_whole_one() -> None:
+    reward = Reward(CiderD.of_references(WHOLE), bleu_weight=0.0)
+    whole, broken, other = reward.of_image(
+        [["a", "dog", "runs", "<EOS>"], ["a", "dog", "runs"], ["two", "cat", "<EOS>"]],
+        REFERENCES[0],
+    )
+    assert whole > broken > other
+
+
+def test_bleu_counts_beside_cider() -> None:
+    cider = CiderD.of_references(WHOLE)
+    caption = ["a", "dog", "runs", "<EOS>"]
+    plain, both = (Reward(cider, weight).of_image([caption], REFERENCES[0])[0] for weight in (0, 2))
+    assert both == pytest.approx(plain + 2 * sentence_bleu_4(caption, WHOLE[0]))
+
+
+def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two captions of one image, their rewards 3 and 1: advantages 2 and -2."""
+    drawn = torch.tensor([[[A, DOG, RUNS, EOS], [A, EOS, PAD, PAD]]])
+    monkeypatch.setattr(module, "_drawn", lambda *_: drawn)
+
+    class Fixed(Reward):
+        def of_image(
+            self, captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+        ) -> list[float]:
+            assert [*captions] == [["a", "dog", "runs", "<EOS>"], ["a", "<EOS>"]]
+            return [3.0, 1.0]
+
+    decoder = make_decoder()
+    batch = make_batch([["A dog."]])
+    critic = SelfCritical(samples=2)
+    reward = Fixed(CiderD({}, 0), 0.0)
+    loss = self_critical(decoder, decoder, batch, critic, VOCABULARY, reward)
+    assert (loss.total, loss.count) == (4.0, 2)
+
+    assert batch.tokens is not None
+    expected = torch.tensor(0.0)
+    for ids, advantage in (([A, DOG, RUNS, EOS], 2.0), ([A, EOS], -2.0)):
+        inputs = torch.tensor([[[SOS, *ids[:-1]]]])
+        logits, _ = decoder(batch.embedding, batch.tokens, inputs)
+        for row, word in zip(logits.log_softmax(-1), ids):
+            expected = expected - advantage * row[word]
+    torch.testing.assert_close(loss.objective, expected / 6)
+
+
+def test_captions_that_are_rewarded_become_likely() -> None:
+    """From random weights, by reward alone: no caption is ever shown."""
+    torch.manual_seed(0)
+    batch = make_batch([["A dog runs."], ["Two cat sleeps."]])
+    references = [[["a", "dog", "runs", "<EOS>"]], [["two", "cat", "sleeps", "<EOS>"]], [["dog"]]]
+    reward = Reward(CiderD.of_references(references), 0.0)
+    critic = SelfCritical(samples=20, max_words=5)
+    learner = Learner(make_decoder(), options(), 2e-2, steps=100)
+    means = []
+    for _ in range(100):
+        loss = learner.learn(
+            lambda: self_critical(learner.decoder, learner.model, batch, critic, VOCABULARY, reward)
+        )
+        means.append(loss.total / loss.count)
+    assert sum(means[-5:]) / 5 > 3 * sum(means[:5]) / 5
+    assert sum(means[-5:]) / 5 > 2.0
