@@ -237,6 +237,13 @@ def dataset(url: str) -> pyarrow.dataset.Dataset:
     return pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
 
 
+def files(url: str) -> list[str]:
+    """The URLs of the files of a Parquet directory."""
+    fs, _ = storage.filesystem(url)
+    names = storage.files(url, "")
+    return [storage.uri(fs, name) for name in names if name.endswith(".parquet")]
+
+
 def read(url: str, columns: Sequence[str] | None = None, splits: Sequence[str] = ()) -> pa.Table:
     """Rows of a Parquet directory; of the named splits only, where any are named."""
     return dataset(url).to_table(columns=list(columns) if columns else None, filter=where(splits))

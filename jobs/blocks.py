@@ -24,6 +24,7 @@ from captioner.metrics.cider import ngrams_of_image
 from captioner.reading import Bytes, Unreadable, read_images
 from captioner.sources import Part
 from captioner.sources import list_part as list_images
+from captioner.sources.known import list_known as list_images_of
 from captioner.vocabulary import END, count_words, tokenize
 from jobs.progress import telling
 
@@ -40,6 +41,15 @@ def list_part(rows: pa.Table, source: Source, tally: Any) -> Iterator[pa.Table]:
                     yield table
             except OSError as error:  # to pass over it would mean that its images are gone
                 raise StorageUnavailable(f"{row['url']}: cannot be listed: {error}") from error
+
+
+def list_known(rows: pa.Table, shards: Any, tally: Any) -> Iterator[pa.Table]:
+    """Files of the present manifest -> the images in them of these shards."""
+    shards = ray.get(shards)  # shared by the tasks of a node
+    for file in rows["file"].to_pylist():
+        for table in list_images_of(file, shards):
+            tally.add.remote(len(table), {})
+            yield table
 
 
 def decode_block(

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import ray.data
+from ray.data import Dataset
 
 from captioner import captions, manifest, sources, storage
 from captioner.config import JobConfig
@@ -40,8 +42,9 @@ def index(config: JobConfig) -> dict[str, Any]:
     writer = manifest.Writer(url)
     parts = sources.parts(config.source)
     session.start(config.cluster)
+    known = sources.unchanged(parts, config.source, url) if before else set()
     with progress.show("index", None) as tally:
-        for found in listing(config, parts, tally, skipped):
+        for found in listing(config, parts, known, tally, skipped):
             rows = assign(found)
             counts["images"] += len(rows)
             counts["bytes"] += pc.sum(rows["size"]).as_py() or 0
@@ -60,6 +63,7 @@ def index(config: JobConfig) -> dict[str, Any]:
         "listed_images_not_there": len(assign.splitter.unused),
         "splits": {split or "on no list": splits[split] for split in sorted(splits, key=str)},
         "skipped": dict(skipped),
+        "unchanged_shards": len(known),
         "rows_per_read": sources.rows_per_read(parts[0]),
         "manifest": before.get("manifest") if before else uuid.uuid4().hex,  # while serials go on
         "serial": update.serial,
@@ -75,19 +79,32 @@ def index(config: JobConfig) -> dict[str, Any]:
 
 
 def listing(
-    config: JobConfig, parts: Sequence[sources.Part], tally: Any, skipped: Counter[str]
+    config: JobConfig,
+    parts: Sequence[sources.Part],
+    known: set[str],
+    tally: Any,
+    skipped: Counter[str],
 ) -> Iterator[pa.Table]:
-    """The images of the source in ascending order of their ids. Counts what was skipped.
+    """The images of the source in ascending order of their ids; those of ``known`` shards from
+    the present manifest. Counts what was skipped.
 
     Raises:
         InputError: two files with the same id.
     """
-    dataset = ray.data.from_items([vars(part) for part in parts]).map_batches(
-        blocks.list_part,
-        fn_args=(config.source, tally),
-        batch_size=1,
-        batch_format="pyarrow",
-    )
+    each: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    found: list[Dataset] = []
+    if unknown := [vars(part) for part in parts if part.url not in known]:
+        parts_found = ray.data.from_items(unknown)
+        found.append(
+            parts_found.map_batches(blocks.list_part, fn_args=(config.source, tally), **each)
+        )
+    if known:
+        shards = ray.put(known)
+        files = ray.data.from_items(
+            [{"file": file} for file in manifest.files(config.at("manifest"))]
+        )
+        found.append(files.map_batches(blocks.list_known, fn_args=(shards, tally), **each))
+    dataset = found[0].union(*found[1:])
     held = (
         sources.LISTING.empty_table()
     )  # the last of a batch: the next batch may begin with it again
@@ -98,9 +115,9 @@ def listing(
             reasons = table.filter(pc.is_valid(table["skipped"]))
             for reason, times in zip(reasons["skipped"].to_pylist(), reasons["times"].to_pylist()):
                 skipped[reason] += times
-            found = table.filter(pc.is_null(table["skipped"]))
-            images = each_once(pa.concat_tables([held, found.cast(held.schema)]))
-            repeated = len(held) + len(found) - len(images)
+            rows = table.filter(pc.is_null(table["skipped"]))
+            images = each_once(pa.concat_tables([held, rows.cast(held.schema)]))
+            repeated = len(held) + len(rows) - len(images)
             if repeated:
                 skipped["listed more than once"] += repeated
             held = images.slice(max(0, len(images) - 1))
@@ -215,6 +232,10 @@ def describe(summary: dict[str, Any]) -> str:
     if changes["new"] < summary["images"]:
         kinds = [f"{count:,} {name}" for name, count in changes.items() if count]
         lines.append(f"index: against the manifest before: {', '.join(kinds)}")
+    if summary["unchanged_shards"]:
+        lines.append(
+            f"index: {summary['unchanged_shards']:,} shards have not changed, and were not read"
+        )
     for key, text in (
         ("images_without_captions", "images have no captions"),
         ("captioned_images_not_there", "images of the captions file are not there"),

@@ -11,9 +11,10 @@ from captioner import storage
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.sources import columns, directory, tables, tar, uris
-from captioner.sources.listing import LISTING, Part
+from captioner.sources.known import unchanged
+from captioner.sources.listing import LISTING, Part, Version
 
-__all__ = ["LISTING", "Part", "list_part", "parts", "rows_per_read"]
+__all__ = ["LISTING", "Part", "list_part", "parts", "rows_per_read", "unchanged"]
 
 _LISTERS = {
     "directory": directory.list_files,
@@ -37,7 +38,7 @@ def parts(source: Source) -> list[Part]:
     files = _files(source.images, _SUFFIXES[kind])
     if not files:
         raise InputError(f"{source.images}: no {_SUFFIXES[kind] or 'such'} file (source.images)")
-    return [Part(kind, url, image_id) for url, image_id in files]
+    return [Part(kind, url, image_id, version.tag) for url, image_id, version in files]
 
 
 def list_part(part: Part, source: Source) -> Iterator[pa.Table]:
@@ -58,26 +59,27 @@ def _kind(source: Source) -> str:
     if name.endswith(".tar"):
         return "webdataset"
     if name.endswith(".parquet"):
-        (first, _), *_ = _files(source.images, ".parquet") or [(source.images, "")]
+        files = _files(source.images, ".parquet")
+        first = files[0][0] if files else source.images
         return "parquet" if columns.has_image_bytes(first, source) else "list"
     return "list" if name.endswith(".txt") else "directory"
 
 
-def _files(url: str, suffix: str) -> list[tuple[str, str]]:
+def _files(url: str, suffix: str) -> list[tuple[str, str, Version]]:
     """Files of a glob, of a directory tree, or the one; each with its name in image ids."""
     fs, path = storage.filesystem(url)
     if fs.isfile(path):
-        return [(storage.uri(fs, path), path.rpartition("/")[2])]
+        return [(storage.uri(fs, path), path.rpartition("/")[2], Version.of(fs.info(path)))]
     if fs.isdir(path):
-        root, found = path.rstrip("/"), fs.find(path)
+        root, found = path.rstrip("/"), fs.find(path, detail=True)
     elif any(character in path for character in "*?["):
         fixed = path[: min(path.index(c) for c in "*?[" if c in path)]
-        root, found = fixed.rpartition("/")[0], fs.glob(path)
+        root, found = fixed.rpartition("/")[0], fs.glob(path, detail=True)
     else:
         raise InputError(f"{url}: not there (source.images)")
     named = [(file, file[len(root) :].lstrip("/")) for file in sorted(found)]
     return [
-        (storage.uri(fs, file), name)
+        (storage.uri(fs, file), name, Version.of(found[file]))
         for file, name in named
         if name.lower().endswith(suffix) and not _is_aside(name)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -17,6 +17,7 @@ from captioner.sources.listing import Part, Rows, Version, is_utf8, matches
 
 ENOUGH = 64  # directories to list at the same time
 _GONE = "gone while it was listed"
+_KEYS_PER_PAGE = 1_000  # S3 gives no more
 _NOTHING = Version(None, None, None)
 _THREADS = 32  # a listing waits for its server, not for a CPU
 
@@ -140,7 +141,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def _remote_entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Entry]:
     here = path.rstrip("/")
-    for details in fs.ls(path, detail=True):
+    for details in _pages_of_s3(fs, here) if "s3" in fs.protocol else fs.ls(path, detail=True):
         name = details["name"].removesuffix("/")
         if name == here and details["type"] != "directory":
             continue  # object stores may hold an empty object for a directory
@@ -149,3 +150,20 @@ def _remote_entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Entry]
             continue
         kind = "directory" if details["type"] == "directory" else "file"
         yield Entry(name.rpartition("/")[2], kind, Version.of(details))
+
+
+def _pages_of_s3(fs: Any, path: str, keys: int = _KEYS_PER_PAGE) -> Iterator[dict[str, Any]]:
+    """What ``fs.ls`` says of a prefix, a page at a time: it may be flat and have millions of keys,
+    and ``ls`` would hold them all, and keep them."""
+    bucket, _, key = path.lstrip("/").partition("/")
+    place = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+    more: dict[str, Any] | None = {}
+    while more is not None:
+        page = fs.call_s3("list_objects_v2", **place, **more, MaxKeys=keys, **fs.req_kw)
+        for found in page.get("CommonPrefixes", []):
+            yield {"name": f"{bucket}/{found['Prefix']}", "type": "directory"}
+        for found in page.get("Contents", []):
+            name = f"{bucket}/{found['Key']}"
+            yield {**found, "name": name, "type": "file", "size": found["Size"]}
+        token = page.get("NextContinuationToken")
+        more = {"ContinuationToken": token} if token else None

@@ -38,6 +38,7 @@ class Part:
     kind: str  # directory, tree, webdataset, parquet, list
     url: str
     prefix: str  # of its image ids: path relative to the source's root
+    version: str = ""  # Version.tag of a shard
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Version:
                 modified = value
         etag = details.get("ETag") or details.get("etag")
         return cls(details.get("size"), modified, str(etag).strip('"') if etag else None)
+
+    @property
+    def tag(self) -> str:
+        """Equal for equal files, as far as can be told; empty where nothing can be."""
+        if self.modified is None and self.etag is None:
+            return ""
+        return f"{self.modified.isoformat() if self.modified else ''} {self.etag or ''}"
 
 
 class Rows:

@@ -79,6 +79,10 @@ def test_all_kinds_of_sources_give_the_same_features(
         assert all(row["error"] is None for row in rows)
         summary = json.loads((run / "manifest" / "_summary.json").read_text())
         assert summary["captions"] == (0 if kind in ("directory", "s3", "list") else PICTURES)
+        if kind in ("webdataset on s3", "parquet"):
+            again = captioner("index", small_config, *at).output
+            assert "1 shards have not changed" in again
+            assert f"against the manifest before: {PICTURES} unchanged" in again
 
     def by_stem(kind: str, column: str) -> dict[str, Any]:
         rows = found[kind].values()
