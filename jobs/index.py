@@ -104,7 +104,7 @@ def listing(
             [{"file": file} for file in manifest.files(config.at("manifest"))]
         )
         found.append(files.map_batches(blocks.list_known, fn_args=(shards, tally), **each))
-    dataset = found[0].union(*found[1:])
+    dataset = found[0].union(*found[1:]) if len(found) > 1 else found[0]
     held = (
         sources.LISTING.empty_table()
     )  # the last of a batch: the next batch may begin with it again
