@@ -25,7 +25,7 @@ from captioner import features, manifest
 from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Decoded, Preprocessing
-from jobs import blocks, extract, session, stream
+from jobs import blocks, extract, session, stream, table_rows
 from jobs.progress import Reporter
 
 _PIXELS = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -106,6 +106,7 @@ def extract_nothing(config: JobConfig) -> dict[str, Any]:
         open_clip_version="",
     )
     schema = features.schema(identity)
+    batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
 
     def build(images: Dataset, tally: Any) -> Dataset:
         pixels = images.map_batches(
@@ -114,12 +115,10 @@ def extract_nothing(config: JobConfig) -> dict[str, Any]:
             batch_format="pyarrow",
             num_cpus=config.cluster.decode_cpus,
         )
-        size = config.encoder.batch_size
-        return stream.in_pool(pixels, EncodeNothing, (schema, tally), size, pool)
+        return stream.in_pool(pixels, EncodeNothing, (schema, tally), batch_size, pool)
 
-    rows = stream.Input(config.at("manifest"), extract.COLUMNS)
-    size = config.features.rows_per_file
-    return stream.run("scale", rows, config.at("features"), schema, size, config, build)
+    rows, target = table_rows.Input(config.at("manifest"), extract.COLUMNS), config.at("features")
+    return stream.run("scale", rows, target, schema, rows_per_file, batch_size, config, build)
 
 
 def make_pixels(rows: pa.Table) -> pa.Table:

@@ -18,7 +18,7 @@ from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import Caption, CaptionModel
 from captioner.vocabulary import tokenize
-from jobs import blocks, extract, session, stream
+from jobs import blocks, extract, session, stream, table_rows
 from jobs.progress import Reporter
 
 SCHEMA = pa.schema(
@@ -42,7 +42,7 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     CaptionModel.load(model_url).check_encoder(identity, config.at("features"))
     schema = SCHEMA.with_metadata(identity.metadata())
     columns = [name for name in features.schema(identity).names if name not in ("width", "height")]
-    rows = stream.Input(config.at("features"), columns, config.caption.splits)
+    rows = table_rows.Input(config.at("features"), columns, config.caption.splits)
     if not manifest.count(rows.url, rows.splits):
         raise InputError(f"caption.splits: no images in {', '.join(rows.splits)}")
     return _caption(config, model_url, None, rows, schema, lambda shards, tally: shards)
@@ -53,7 +53,7 @@ def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
     encoder = Encoder(config.encoder).identity
     CaptionModel.load(model_url).check_encoder(encoder, config.encoder.model)
     schema = SCHEMA.with_metadata(encoder.metadata())
-    rows = stream.Input(config.at("manifest"), extract.COLUMNS)
+    rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
 
     def decoded(images: Dataset, tally: Any) -> Dataset:
         return stream.decoded(images, encoder.preprocessing, config, tally)
@@ -65,20 +65,21 @@ def _caption(
     config: JobConfig,
     model_url: str,
     encoder: EncoderOptions | None,
-    rows: stream.Input,
+    rows: table_rows.Input,
     schema: pa.Schema,
     prepared: Callable[[Dataset, Any], Dataset],
 ) -> dict[str, Any]:
     session.start(config.cluster)
     pool = session.encoders(config.cluster)
+    batch_size = config.caption.batch_size
 
     def build(images: Dataset, tally: Any) -> Dataset:
         arguments = (storage.resolve(model_url), config.search, encoder, pool, tally)
         ready = prepared(images, tally)
-        return stream.in_pool(ready, CaptionRows, arguments, config.caption.batch_size, pool)
+        return stream.in_pool(ready, CaptionRows, arguments, batch_size, pool)
 
     target, size = config.at("captions"), config.caption.rows_per_file
-    summary = stream.run("caption", rows, target, schema, size, config, build)
+    summary = stream.run("caption", rows, target, schema, size, batch_size, config, build)
     if config.caption.json_lines:
         write_json_lines(target, config.at("captions.jsonl"))
     return summary

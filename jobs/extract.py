@@ -20,7 +20,7 @@ from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
-from jobs import session, stream
+from jobs import session, stream, table_rows
 from jobs.blocks import errors_of
 from jobs.progress import Reporter
 
@@ -42,14 +42,15 @@ def extract(config: JobConfig) -> dict[str, Any]:
     pool = session.encoders(config.cluster)
     schema = features.schema(identity)
 
+    batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
+
     def build(images: Dataset, tally: Any) -> Dataset:
         pixels = stream.decoded(images, identity.preprocessing, config, tally)
         arguments = (config.encoder, pool, schema, tally)
-        return stream.in_pool(pixels, EncodeImages, arguments, config.encoder.batch_size, pool)
+        return stream.in_pool(pixels, EncodeImages, arguments, batch_size, pool)
 
-    rows = stream.Input(config.at("manifest"), COLUMNS)
-    size = config.features.rows_per_file
-    return stream.run("extract", rows, config.at("features"), schema, size, config, build)
+    rows, target = table_rows.Input(config.at("manifest"), COLUMNS), config.at("features")
+    return stream.run("extract", rows, target, schema, rows_per_file, batch_size, config, build)
 
 
 def check_encoder(config: JobConfig, identity: EncoderIdentity) -> None:

@@ -20,7 +20,7 @@ from captioner import manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import ORDERS, CiderD, Variety, java, most_frequent
-from jobs import progress, score_actors, session, stream
+from jobs import progress, score_actors, session, stream, table_rows
 
 COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
 _ROWS_PER_BLOCK = 1_000
@@ -52,7 +52,7 @@ def score(config: JobConfig, model_url: str) -> dict[str, Any]:
         score_actors.check_features(config)
     session.start(config.cluster)
     captions, target = config.at("captions"), config.at("scores")
-    counts = _counts(stream.read(captions, COLUMNS, _ROWS_PER_BLOCK), scores.count_texts)
+    counts = _counts(table_rows.read(captions, COLUMNS, _ROWS_PER_BLOCK), scores.count_texts)
     images = scores.texts_of(counts, "image")[""]
     if not images:
         raise InputError(f"{captions}: no caption has a reference to score it by (source.captions)")
@@ -85,7 +85,7 @@ def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images:
     """The second pass: ``scores/``, a row for each captioned image with references."""
     target, schema = config.at("scores"), scores.schema(config.score.also)
     with progress.show("score", images) as tally, stream.readable_errors(tally, target):
-        rows = stream.read(config.at("captions"), COLUMNS, _ROWS_PER_BLOCK).map_batches(
+        rows = table_rows.read(config.at("captions"), COLUMNS, _ROWS_PER_BLOCK).map_batches(
             _score_block,
             fn_args=(ray.put(cider), baseline),
             batch_size=None,
@@ -127,7 +127,7 @@ def _baseline(config: JobConfig) -> str:
     is for training, the references themselves take their place, to the baseline's advantage."""
     url = config.at("manifest")
     splits = ["train"] if manifest.count(url, ["train"]) else []
-    rows = stream.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
+    rows = table_rows.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
     return most_frequent(scores.texts_of(_counts(rows, scores.count_references), "reference"))
 
 

@@ -1,5 +1,5 @@
-"""What every image job shares: rows read as blocks, images decoded by tasks, results written once
-as Parquet and never again.
+"""What every image job shares: images decoded by tasks, results written once as Parquet and never
+again.
 
 Exactly once is Ray Data's own work: its checkpoints record the serials of rows whose file is
 written, in two phases, and the next run reads past them. Here is only the wiring.
@@ -11,8 +11,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,48 +29,12 @@ from captioner.config import JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.images import Preprocessing
 from jobs import progress
-from jobs.blocks import decode_block, drop_outdated, newer
+from jobs.blocks import decode_block, drop_outdated
 from jobs.session import Workers
+from jobs.table_rows import Input, rows_per_block
 
 _ENCODER_BYTES = 512 * 1024**2
 _ROWS_PER_GROUP = 256  # of a row group: what a reader of some rows has to read at least
-
-
-@dataclass(frozen=True)
-class Input:
-    """The rows that a job is for: all of a manifest or of features, or those of some splits."""
-
-    url: str
-    columns: Sequence[str]
-    splits: Sequence[str] = ()
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """Of these rows: which ``manifest`` they are of, and the last ``serial`` given in it."""
-        summary = storage.read_summary(self.url)
-        assert summary is not None, f"{self.url}: not done yet"
-        return summary
-
-    def read(self, after: int, rows_per_block: int) -> Dataset:
-        """The rows with serials greater than ``after``, in blocks of so many."""
-        rows = read(self.url, [*self.columns], rows_per_block)
-        return rows.map_batches(
-            newer, fn_args=(after, [*self.splits]), batch_size=None, batch_format="pyarrow"
-        )
-
-
-def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
-    """A Parquet directory, cut into blocks of so many rows, whatever its files are."""
-    return shards(url, columns).repartition(target_num_rows_per_block=rows_per_block)
-
-
-def shards(url: str, columns: list[str]) -> Dataset:
-    """A Parquet directory, a file at a time."""
-    filesystem, path = storage.arrow_filesystem(url)
-    files = sum(name.endswith(".parquet") for name in storage.files(url, ""))
-    # Left alone, Ray cuts what it reads into 200 blocks, of one or two rows for a small source.
-    dataset = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=max(1, files))
-    return dataset.select_columns(columns)
 
 
 def run(
@@ -80,13 +43,15 @@ def run(
     target: str,
     schema: pa.Schema,
     rows_per_file: int,
+    batch_size: int,
     config: JobConfig,
     build: Callable[[Dataset, Any], Dataset],
 ) -> dict[str, Any]:
     """Bring ``target`` up to date with ``rows``, but for what an earlier run has written.
 
     ``build`` makes results of rows; it is given the ``progress.Tally`` that its actors report
-    to. Results whose row has changed since are replaced. Returns the counts, which are checked.
+    to; ``batch_size`` is that of its actors. Results whose row has changed since are replaced.
+    Returns the counts, which are checked.
 
     Raises:
         InputError: ``target`` has rows of another manifest.
@@ -107,7 +72,7 @@ def run(
     total = manifest.count(rows.url, rows.splits)
     pending = manifest.count(rows.url, rows.splits, after)
     kept, steady = min(rows_written(checkpoints, after), pending), None
-    block = rows_per_block(rows.url, config)
+    block = rows_per_block(rows.url, config, batch_size)
     started = time.monotonic()
     if before and before["rows"] + pending > total:
         # First, so that a reader never sees an image twice.
@@ -152,12 +117,6 @@ def _steady_rate(first: tuple[float, int] | None, rows: int) -> float | None:
     if first is None or rows <= first[1]:
         return None
     return round((rows - first[1]) / (time.time() - first[0]), 1)
-
-
-def rows_per_block(url: str, config: JobConfig) -> int:
-    """Images of one Parquet row group are read together: to read some is to read all of it."""
-    summary = storage.read_summary(url)
-    return max(config.cluster.rows_per_block, (summary or {}).get("rows_per_read", 0))
 
 
 class Shards(ParquetDatasink):
@@ -291,7 +250,7 @@ def decoded(images: Dataset, target: Preprocessing, config: JobConfig, tally: An
 def in_pool(
     rows: Dataset, actor: type, arguments: tuple[Any, ...], batch_size: int, pool: Workers
 ) -> Dataset:
-    """Pass rows through a pool of actors, in batches of exactly this size, whatever the blocks."""
+    """Pass rows through a pool of actors, in batches of this size where blocks are ``fitting``."""
     return rows.map_batches(
         actor,
         fn_constructor_args=arguments,

@@ -19,7 +19,7 @@ from captioner.metrics import CiderD
 from captioner.training import batches
 from captioner.training.progress import Progress
 from captioner.vocabulary import Vocabulary
-from jobs import blocks, progress, session, stream
+from jobs import blocks, progress, session, table_rows
 from jobs.train_worker import Task, work
 
 
@@ -106,7 +106,7 @@ def cider(config: JobConfig) -> CiderD:
 
 
 def _training_captions(config: JobConfig, count: Any) -> Dataset:
-    rows = stream.read(config.at("manifest"), ["split", "captions"], 10_000)
+    rows = table_rows.read(config.at("manifest"), ["split", "captions"], 10_000)
     return rows.map_batches(count, batch_size=None, batch_format="pyarrow")
 
 
@@ -123,7 +123,7 @@ def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Da
     """The rows of a split that can be learned from, their captions cut into words."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in batches.COLUMNS if name not in needless]
-    return stream.shards(config.at("features"), columns).map_batches(
+    return table_rows.shards(config.at("features"), columns).map_batches(
         blocks.trainable, fn_args=(split,), batch_size=None, batch_format="pyarrow"
     )
 

@@ -10,8 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioner import manifest
-from jobs import session, stream
+from jobs import session, stream, table_rows
 from jobs.session import Workers
+
+
+class MarkBatch:
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return rows.append_column("batch", pa.array([len(rows)] * len(rows)))
 
 
 class MarkActor:
@@ -31,12 +36,30 @@ def test_tasks_are_not_fused_into_the_actors_after_them(cluster: str, numbers: s
     def mark_task(rows: pa.Table) -> pa.Table:
         return rows.append_column("task", pa.array([os.getpid()] * len(rows)))
 
-    rows = stream.read(numbers, ["serial"], 50).map_batches(
+    rows = table_rows.read(numbers, ["serial"], 50).map_batches(
         mark_task, batch_size=None, batch_format="pyarrow", num_cpus=1
     )
     found = stream.in_pool(rows, MarkActor, (), 64, Workers(1, 1, 0)).take_all()
     assert len(found) == 1000
     assert not {row["task"] for row in found} & {row["actor"] for row in found}
+
+
+@pytest.mark.parametrize(
+    ("rows", "block"),
+    [(1, 1), (7, 8), (16, 16), (33, 64), (50, 64), (64, 64), (65, 128), (256, 256), (300, 320)],
+)
+def test_blocks_fit_batches(rows: int, block: int) -> None:
+    assert table_rows.fitting(rows, 64) == block
+
+
+@pytest.mark.parametrize("wished", [7, 50, 300])
+def test_batches_are_of_the_encoders_size_whatever_the_blocks(
+    cluster: str, numbers: str, wished: int
+) -> None:
+    rows = table_rows.read(numbers, ["serial"], table_rows.fitting(wished, 64))
+    found = stream.in_pool(rows, MarkBatch, (), 64, Workers(1, 1, 0)).take_all()
+    assert sorted(row["serial"] for row in found) == [*range(1000)]
+    assert sorted(row["batch"] for row in found) == [40] * 40 + [64] * 960
 
 
 def test_files_are_bounded_and_row_groups_small(
@@ -45,7 +68,7 @@ def test_files_are_bounded_and_row_groups_small(
     out = tmp_path_factory.mktemp("out")
     schema = pa.schema([("serial", pa.int64())])
     shards = stream.Shards(str(out), schema, rows_per_file=600, block=50)
-    stream.read(numbers, ["serial"], 50).write_datasink(shards)
+    table_rows.read(numbers, ["serial"], 50).write_datasink(shards)
     files = [pq.read_metadata(file) for file in out.glob("*.parquet")]
     assert sum(file.num_rows for file in files) == 1000
     assert max(file.num_rows for file in files) <= 600
@@ -68,6 +91,6 @@ def test_rows_that_are_out_of_date_are_gone_from_their_files(cluster: str, tmp_p
 
 def test_a_small_source_is_not_cut_into_hundreds_of_blocks(cluster: str, numbers: str) -> None:
     session.start(session.Cluster())
-    blocks = stream.read(numbers, ["serial"], 256).materialize()
+    blocks = table_rows.read(numbers, ["serial"], 256).materialize()
     assert blocks.num_blocks() == 4
     assert sorted(row["serial"] for row in blocks.take_all()) == [*range(1000)]

@@ -1,0 +1,67 @@
+"""Rows of a Parquet directory as blocks of a length that suits what comes after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray.data
+from ray.data import Dataset
+
+from captioner import storage
+from captioner.config import JobConfig
+from jobs.blocks import newer
+
+
+@dataclass(frozen=True)
+class Input:
+    """The rows that a job is for: all of a manifest or of features, or those of some splits."""
+
+    url: str
+    columns: Sequence[str]
+    splits: Sequence[str] = ()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Of these rows: which ``manifest`` they are of, and the last ``serial`` given in it."""
+        summary = storage.read_summary(self.url)
+        assert summary is not None, f"{self.url}: not done yet"
+        return summary
+
+    def read(self, after: int, rows_per_block: int) -> Dataset:
+        """The rows with serials greater than ``after``, in blocks of so many."""
+        rows = read(self.url, [*self.columns], rows_per_block)
+        return rows.map_batches(
+            newer, fn_args=(after, [*self.splits]), batch_size=None, batch_format="pyarrow"
+        )
+
+
+def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
+    """A Parquet directory, cut into blocks of so many rows, whatever its files are."""
+    return shards(url, columns).repartition(target_num_rows_per_block=rows_per_block)
+
+
+def shards(url: str, columns: list[str]) -> Dataset:
+    """A Parquet directory, a file at a time."""
+    filesystem, path = storage.arrow_filesystem(url)
+    files = sum(name.endswith(".parquet") for name in storage.files(url, ""))
+    # Left alone, Ray cuts what it reads into 200 blocks, of one or two rows for a small source.
+    dataset = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=max(1, files))
+    return dataset.select_columns(columns)
+
+
+def rows_per_block(url: str, config: JobConfig, batch_size: int) -> int:
+    """At least as many as the configuration says, and as are read together: of the images of a
+    Parquet row group, to read some is to read all."""
+    together = (storage.read_summary(url) or {}).get("rows_per_read", 0)
+    return fitting(max(config.cluster.rows_per_block, together), batch_size)
+
+
+def fitting(rows: int, batch_size: int) -> int:
+    """So many rows or a few more, so that blocks make whole batches. Ray gathers blocks until
+    they are enough for one batch, and cuts what it has gathered: the rest would be a small one."""
+    if rows >= batch_size:
+        return math.ceil(rows / batch_size) * batch_size
+    return next(size for size in range(rows, batch_size + 1) if batch_size % size == 0)
