@@ -111,6 +111,13 @@ class Encoder(Section):
     ``local-dir:`` and ``hf-hub:`` models bring their own weights."""
     seed: int = 0
     """Of the random weights, where ``pretrained`` is ``none``."""
+    image_size: Positive | None = None
+    """Pixels of each side of what the tower sees; none: what it was trained with. More show more
+    detail, and give more tokens: convolutional towers take any multiple of 32, of ViTs
+    open_clip interpolates the position embeddings."""
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+    """How an image becomes square: cut at its longer side, padded, or squashed so that all of it is
+    seen. None: as the tower was trained."""
     tokens: bool = True
     """Write the patch tokens too; attention needs them."""
     precision: Precision = "auto"
@@ -133,6 +140,9 @@ class Encoder(Section):
 class Features(Section):
     rows_per_file: Positive = 4096
     """A crash loses at most one file's worth of work."""
+    mirrored: bool = False
+    """Write the features of every training image's mirror image too: training reads the one or the
+    other by chance, and learns captions by heart later."""
 
 
 class VocabularyOptions(Section):

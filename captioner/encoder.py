@@ -169,6 +169,10 @@ def create_model(options: EncoderOptions) -> tuple[Any, bool]:
                 load_weights=not random,
                 require_pretrained=not random,
                 force_quick_gelu=quick_gelu,
+                force_image_size=options.image_size,
+                force_preprocess_cfg=(
+                    {"resize_mode": options.resize_mode} if options.resize_mode else None
+                ),
             )
     except Exception as error:
         if random:

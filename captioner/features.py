@@ -23,9 +23,12 @@ from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
 from captioner.vocabulary import tokenize
 
+MIRRORED = "_mirrored"  # ends the names of columns about the mirror image
 
-def schema(identity: EncoderIdentity) -> pa.Schema:
-    """Columns of a feature shard made by this encoder."""
+
+def schema(identity: EncoderIdentity, mirrored: bool = False) -> pa.Schema:
+    """Columns of a feature shard made by this encoder; ``mirrored``: of training images' mirror
+    images too."""
     fields = [
         pa.field("image_id", pa.string()),
         pa.field("serial", pa.int64()),  # of this version of the image, as in the manifest
@@ -39,6 +42,9 @@ def schema(identity: EncoderIdentity) -> pa.Schema:
     if identity.patches:
         shape = (identity.patches, identity.channels)
         fields.append(pa.field("tokens", pa.fixed_shape_tensor(pa.float16(), shape)))
+    if mirrored:
+        seen = [field for field in fields if field.name in ("embedding", "tokens")]
+        fields += [field.with_name(field.name + MIRRORED) for field in seen]
     fields.append(pa.field("error", pa.string()))  # null, or why there are no features
     return pa.schema(fields, metadata=identity.metadata())
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from ray.data import Dataset
 
@@ -40,8 +41,7 @@ def extract(config: JobConfig) -> dict[str, Any]:
     check_encoder(config, identity)
     session.start(config.cluster)
     pool = session.encoders(config.cluster)
-    schema = features.schema(identity)
-
+    schema = features.schema(identity, config.features.mirrored)
     batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
 
     def build(images: Dataset, tally: Any) -> Dataset:
@@ -82,13 +82,23 @@ class EncodeImages:
     def __call__(self, rows: pa.Table) -> pa.Table:
         valid, pixels = valid_pixels(rows, self._encoder)
         arrays = {name: rows[name] for name in self._schema.names if name in rows.column_names}
-        embedding, tokens = self._encoder.encode(pixels)
-        for name, values in (("embedding", embedding), ("tokens", tokens)):
-            if values is not None:
-                type_ = self._schema.field(name).type
-                arrays[name] = features.column(values.numpy(), valid, type_)
+        arrays |= self._encoded(valid, pixels)
+        if "embedding" + features.MIRRORED in self._schema.names:
+            training = pc.fill_null(pc.equal(rows["split"], "train"), False).to_numpy()
+            mirrors = np.ascontiguousarray(pixels[training[valid], :, ::-1])
+            arrays |= self._encoded(valid & training, mirrors, features.MIRRORED)
         self._reporter.add(len(rows), errors_of(rows))
         return pa.table({name: arrays[name] for name in self._schema.names}, schema=self._schema)
+
+    def _encoded(self, valid: Any, pixels: Any, suffix: str = "") -> dict[str, pa.Array]:
+        """The feature columns of all rows, from the pixels of the valid ones."""
+        embedding, tokens = self._encoder.encode(pixels)
+        found = {"embedding" + suffix: embedding, "tokens" + suffix: tokens}
+        return {
+            name: features.column(values.numpy(), valid, self._schema.field(name).type)
+            for name, values in found.items()
+            if values is not None
+        }
 
 
 def valid_pixels(rows: pa.Table, encoder: Encoder) -> tuple[Any, Any]:

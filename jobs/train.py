@@ -113,7 +113,8 @@ def _training_captions(config: JobConfig, count: Any) -> Dataset:
 def _datasets(config: JobConfig, identity: EncoderIdentity, images: int) -> dict[str, Dataset]:
     """The usable feature rows of both splits; every epoch streams them from the shards anew."""
     datasets = {split: feature_rows(config, identity, split) for split in ("train", "val")}
-    if images * identity.bytes_per_image < session.object_store_bytes() / 4:
+    views = 2 if config.features.mirrored else 1
+    if images * identity.bytes_per_image * views < session.object_store_bytes() / 4:
         # Small enough to stay in memory: no epoch has to read and decompress the shards again.
         return {split: rows.materialize() for split, rows in datasets.items()}
     return datasets
@@ -123,6 +124,8 @@ def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Da
     """The rows of a split that can be learned from, their captions cut into words."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in batches.COLUMNS if name not in needless]
+    if config.features.mirrored and split == "train":
+        columns += [n + features.MIRRORED for n in ("embedding", "tokens") if n in columns]
     return table_rows.shards(config.at("features"), columns).map_batches(
         blocks.trainable, fn_args=(split,), batch_size=None, batch_format="pyarrow"
     )

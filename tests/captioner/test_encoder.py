@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -280,6 +281,34 @@ def test_tokens_are_left_out_where_they_are_not_wanted(tower: Callable[..., str]
     assert tokens is None
     assert torch.equal(embedding, full.encode(noise(2, 32))[0])
     assert (lean.identity.patches, lean.identity.channels) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "patches"), [("vit", 48, 36), ("timm resnet, classifier as projection", 96, 9)]
+)
+def test_a_larger_image_gives_more_tokens_of_the_same_tower(
+    tower: Callable[..., str], name: str, size: int, patches: int
+) -> None:
+    model = tower(TOWERS[name][0])
+    identity = random_encoder(model, image_size=size, resize_mode="squash").identity
+    target = identity.preprocessing
+    assert (target.height, target.width, target.resize_mode) == (size, size, "squash")
+    assert identity.patches == patches
+    assert random_encoder(model).identity.difference(identity) is not None
+
+
+def test_a_squashed_image_keeps_what_a_crop_cuts_off(tower: Callable[..., str]) -> None:
+    wide = Image.new("RGB", (96, 32), "green")
+    wide.paste("red", (0, 0, 8, 32))
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    seen = []
+    for mode in ("shortest", "squash"):
+        target = random_encoder(tower(), resize_mode=mode).identity.preprocessing
+        pixels = decode(file.getvalue(), target, 10_000).pixels
+        assert pixels is not None
+        seen.append(int(pixels[:, 0, 0].max()) > 200)
+    assert seen == [False, True]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

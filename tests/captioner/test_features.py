@@ -133,6 +133,13 @@ def test_without_tokens_there_is_no_such_column(make_identity: MakeIdentity) -> 
     assert {"image_id", "split", "captions", "embedding", "error"} <= set(names)
 
 
+def test_mirror_images_have_columns_of_their_own(make_identity: MakeIdentity) -> None:
+    plain, mirrored = (features.schema(make_identity(), wanted) for wanted in (False, True))
+    assert set(mirrored.names) - {*plain.names} == {"embedding_mirrored", "tokens_mirrored"}
+    for name in ("embedding", "tokens"):
+        assert mirrored.field(f"{name}_mirrored").type == plain.field(name).type
+
+
 @pytest.mark.parametrize("place", ["local", "memory"])
 def test_the_identity_is_read_from_the_shards(
     tmp_path: Path, memory_root: str, make_identity: MakeIdentity, place: str

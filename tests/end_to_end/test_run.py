@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from nltk.translate.bleu_score import corpus_bleu
 
-from captioner import manifest
+from captioner import features, manifest
+from captioner.config import load
+from captioner.encoder import Encoder
+from captioner.images import decode
 from captioner.vocabulary import tokenize
 
 Cli = Callable[..., Result]
@@ -23,9 +27,9 @@ def test_run_takes_a_configuration_through_all_stages(
     run = finished_run
     ids = manifest.read(str(run / "manifest"))["image_id"].to_pylist()
     assert len(ids) == 120
-    features = manifest.read(str(run / "features"), ["image_id", "error"])
-    assert sorted(features["image_id"].to_pylist()) == ids
-    assert features["error"].null_count == 120
+    encoded = manifest.read(str(run / "features"), ["image_id", "error"])
+    assert sorted(encoded["image_id"].to_pylist()) == ids
+    assert encoded["error"].null_count == 120
     captions = manifest.read(str(run / "captions"))
     assert sorted(captions["image_id"].to_pylist()) == ids
     assert captions["caption"].null_count == 0
@@ -81,6 +85,29 @@ def test_feature_shards_are_bounded_and_readable_by_arrow_alone(
     encoder = json.loads(schema.metadata[b"captioner.encoder"])
     assert encoder["pretrained"] == "none"
     assert len(encoder["weights_sha256"]) == 64
+
+
+def test_training_images_are_encoded_mirrored_too(
+    captioner: Cli, small_config: Path, tmp_path: Path
+) -> None:
+    captioner("index", small_config)
+    captioner("extract", small_config, "--set", "features.mirrored=true")
+    rows = manifest.read(str(tmp_path / "run" / "features"))
+    training = rows["split"].to_pylist()
+    for name in ("embedding_mirrored", "tokens_mirrored"):
+        assert rows[name].is_valid().to_pylist() == [split == "train" for split in training]
+    row = next(row for row in range(len(rows)) if training[row] == "train")
+    options = load(str(small_config)).encoder
+    encoder = Encoder(options)
+    data = Path(rows["uri"][row].as_py()).read_bytes()
+    pixels = decode(data, encoder.identity.preprocessing, 10**6).pixels
+    assert pixels is not None
+    embedding, _ = encoder.encode(pixels[None, :, ::-1].copy())
+    found = features.to_numpy(rows["embedding_mirrored"].slice(row, 1))
+    plain = features.to_numpy(rows["embedding"].slice(row, 1))
+    # A random tower sees little difference, but some.
+    assert np.abs(found - embedding.numpy()).max() < np.abs(found - plain).max() / 4
+    captioner("train", small_config, "--set", "features.mirrored=true", "--set", "train.epochs=1")
 
 
 def test_run_directory_of_another_configuration_is_refused_with_the_difference(
