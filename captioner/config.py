@@ -139,7 +139,8 @@ class Encoder(Section):
 
 class Features(Section):
     rows_per_file: Positive = 4096
-    """A crash loses at most one file's worth of work."""
+    """At most. Files are half as long where blocks allow: a crash loses the one that is written and
+    what is gathered for the next, together no more than this."""
     mirrored: bool = False
     """Write the features of every training image's mirror image too: training reads the one or the
     other by chance, and learns captions by heart later."""
@@ -246,6 +247,9 @@ class Search(Section):
     length_penalty: Annotated[float, Field(ge=0.0)] = 0.7
     repetition_penalty: Annotated[float, Field(ge=1.0)] = 1.2
     max_words: Positive = 20
+    consensus: Annotated[float, Field(ge=0.0)] | None = None
+    """None: the caption of the highest score. A number: that of the beams which agrees most with
+    the others, their probabilities raised to this power (captioner/consensus.py)."""
 
 
 class Caption(Section):

@@ -15,6 +15,7 @@ from torch import Tensor
 from captioner import config as configuration
 from captioner import decoders, storage
 from captioner.config import JobConfig, Search
+from captioner.consensus import most_agreed
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.search import beam_search
@@ -86,12 +87,14 @@ class CaptionModel:
             return []
         memory = self._memory(embedding, tokens)
         found = beam_search(self.decoder, memory, len(embedding), search)
-        return [
-            Caption(self.vocabulary.decode(words), log_probability)
-            for words, log_probability in zip(
-                found.words[:, 0].tolist(), found.log_probability[:, 0].tolist()
-            )
-        ]
+        captions = []
+        for beams, log_probability in zip(found.words.tolist(), found.log_probability.tolist()):
+            best = 0  # the first has the highest score
+            if search.consensus is not None:
+                said = [self.vocabulary.said(words) for words in beams]
+                best = most_agreed(said, log_probability, search.consensus)
+            captions.append(Caption(self.vocabulary.decode(beams[best]), log_probability[best]))
+        return captions
 
     @torch.inference_mode()
     def attention(

@@ -93,6 +93,8 @@ def beam_search(decoder: Any, memory: Any, images: int, options: Search) -> Hypo
             break
 
     score = total / length**options.length_penalty
+    # Where there are fewer captions than beams, some beams hold none.
+    log_probability = log_probability.masked_fill(total.isinf(), -torch.inf)
     order = score.argsort(dim=-1, descending=True)
     return Hypotheses(
         words[row_of, order, 1:], log_probability[row_of, order], score[row_of, order]

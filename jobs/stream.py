@@ -127,8 +127,9 @@ class Shards(ParquetDatasink):
 
     def __init__(self, url: str, schema: pa.Schema, rows_per_file: int, block: int) -> None:
         filesystem, path = storage.arrow_filesystem(url)
-        # Blocks are gathered until there are enough; one more must not make it too many.
-        self._enough = max(1, rows_per_file - block + 1)
+        # Blocks are gathered for a file while another is written: a crash loses both, so each is
+        # half of what may be lost. One block more than enough must not make it too many.
+        self._enough = max(1, rows_per_file // 2 - block + 1)
         super().__init__(
             path,
             max_rows_per_file=rows_per_file,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captioner.config import SelfCritical
 from captioner.decoders.words import by_step
 from captioner.metrics import CiderD, sentence_bleu_4
-from captioner.search import sample
+from captioner.search import NEVER, sample
 from captioner.training.batches import Batch
 from captioner.training.objective import Loss, of_words
 from captioner.vocabulary import END, EOS, PAD, SOS, Vocabulary
@@ -62,6 +62,9 @@ def self_critical(
         decoder: what captions are drawn from.
         model: the same, as it learns: wrapped for several workers, or itself.
     """
+    # What is drawn and what learns must be the same decoder: with dropout it would be another one,
+    # that finds its own words improbable, and the gradient is no longer REINFORCE's.
+    decoder.eval()
     words = _drawn(decoder, batch, options)  # (images, samples, length)
     rewards = torch.tensor(
         [
@@ -77,20 +80,21 @@ def self_critical(
     start = torch.full_like(words[:, :, :1], SOS)
     inputs = torch.cat([start, words[:, :, :-1]], dim=-1)
     logits, _ = model(batch.embedding, batch.tokens, inputs, keep)
-    log_probability = logits.float().log_softmax(dim=-1)  # (words, vocabulary)
+    logits = logits.float()
+    logits[:, NEVER] = -torch.inf  # as when they were drawn
+    log_probability = logits.log_softmax(dim=-1)  # (words, vocabulary)
     said = of_words(log_probability, words, keep)
+    decoder.train()
     loss = -(by_step(advantage)[by_step(keep)] * said).mean()
     return Loss(loss, float(rewards.sum()), rewards.numel())
 
 
 @torch.no_grad()
 def _drawn(decoder: Any, batch: Batch, options: SelfCritical) -> Tensor:
-    """Captions drawn without dropout, the longest of an image first: ``(images, samples, length)``,
-    words and ``<EOS>``, then ``<PAD>``."""
-    decoder.eval()
+    """Captions, the longest of an image first: ``(images, samples, length)``, words and ``<EOS>``,
+    then ``<PAD>``."""
     memory = decoder.memory(batch.embedding, batch.tokens)
     words = sample(decoder, memory, len(batch.embedding), options.samples, options.max_words)
-    decoder.train()
     order = (words != PAD).sum(dim=-1).argsort(dim=-1, descending=True)
     return words.gather(1, order.unsqueeze(-1).expand_as(words))
 

@@ -71,7 +71,8 @@ def test_files_are_bounded_and_row_groups_small(
     table_rows.read(numbers, ["serial"], 50).write_datasink(shards)
     files = [pq.read_metadata(file) for file in out.glob("*.parquet")]
     assert sum(file.num_rows for file in files) == 1000
-    assert max(file.num_rows for file in files) <= 600
+    assert max(file.num_rows for file in files) <= 300  # half: the next is gathered meanwhile
+    assert len(files) <= 5
     groups = [f.row_group(i).num_rows for f in files for i in range(f.num_row_groups)]
     assert max(groups) <= 256
 

@@ -1,0 +1,80 @@
+"""Every decoder can learn what thirty-two pictures show, down to the words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from captioner import decoders
+from captioner.config import Decoder, Search, Train
+from captioner.identity import EncoderIdentity
+from captioner.scenes import Scene
+from captioner.search import beam_search
+from captioner.training.batches import Batch, padded
+from captioner.training.learner import Learner
+from captioner.training.objective import cross_entropy
+from captioner.vocabulary import Vocabulary, count_words, tokenize
+
+IMAGES, STEPS = 32, 120
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[Batch, Vocabulary, list[str]]:
+    """Drawn scenes with a caption each. Their features are their own pixels, without a tower: an
+    embedding of 12 x 12 pixels, 6 x 6 patches of 4 x 4."""
+    dice = Random(0)
+    scenes = [Scene.random(dice) for _ in range(IMAGES)]
+    captions = [" ".join(tokenize(scene.captions()[0])) for scene in scenes]
+    vocabulary = Vocabulary.build(count_words(captions), 1)
+    drawn = [scene.draw(dice) for scene in scenes]
+    whole, fine = (
+        torch.from_numpy(np.stack([np.asarray(image.resize((side, side))) for image in drawn]))
+        for side in (12, 24)
+    )
+    patches = fine.view(IMAGES, 6, 4, 6, 4, 3).transpose(2, 3)
+    batch = Batch(
+        serials=np.arange(IMAGES),
+        references=[[caption.split()] for caption in captions],
+        embedding=whole.reshape(IMAGES, -1) / 128 - 1,
+        tokens=patches.reshape(IMAGES, 36, 48) / 128 - 1,
+        words=padded([[vocabulary.ids(caption.split())] for caption in captions]),
+    )
+    return batch, vocabulary, captions
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention": "additive", "gate": True, "tie_weights": True},
+        {"attention": "multi_head"},
+        {"attention": "none"},
+        {"type": "transformer", "attention": "multi_head", "layers": 2},
+    ],
+    ids=lambda options: f"{options.get('type', 'lstm')}, {options['attention']}",
+)
+def test_a_decoder_learns_thirty_two_pictures_by_heart(
+    pictures: tuple[Batch, Vocabulary, list[str]],
+    make_identity: Callable[..., EncoderIdentity],
+    options: dict[str, Any],
+) -> None:
+    batch, vocabulary, captions = pictures
+    assert batch.tokens is not None
+    identity = make_identity(embedding_size=12 * 12 * 3, patches=36, channels=48)
+    torch.manual_seed(0)
+    sizes = {"embed_size": 64, "hidden_size": 128, "attention_size": 64, "heads": 4}
+    decoder = decoders.build(Decoder(**{**sizes, **options}), identity, len(vocabulary))
+    train = Train(precision="float32", gradient_clip=1.0, schedule="cosine")
+    learner = Learner(decoder, train, 4e-3, STEPS, warmup_steps=10)
+    for _ in range(STEPS):
+        learner.learn(lambda: cross_entropy(decoder, batch, train, 0.0))
+    decoder.eval()
+    with torch.inference_mode():
+        memory = decoder.memory(batch.embedding, batch.tokens)
+    search = Search(beam_size=2, repetition_penalty=1.0)
+    found = beam_search(decoder, memory, IMAGES, search)
+    assert [vocabulary.decode(words) for words in found.words[:, 0].tolist()] == captions
