@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from captioner.errors import InputError
 Format = Literal["auto", "csv", "karpathy", "coco"]
 # Karpathy's "restval" is the rest of COCO's validation images, which everyone trains on.
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+_HALF = re.compile(r"(?<![a-z])(train|val|test)20\d\d")
 
 
 @dataclass
@@ -28,13 +30,33 @@ class CaptionFile:
 
 
 def read(url: str, format: Format = "auto") -> CaptionFile:
-    """Read a caption file: the CSV of Flickr8k, Karpathy's JSON, or COCO's annotation JSON.
+    """Read a caption file: the CSV of Flickr8k, Karpathy's JSON, or COCO's annotation JSON. A glob
+    stands for several files, whose captions are put together.
 
     Raises:
         InputError: no such file, not of that format, or a row that cannot be read.
     """
-    if not storage.exists(url):
+    urls = _glob(url)
+    if not urls:
         raise InputError(f"{url}: no such captions file (source.captions)")
+    first, *others = [_read(each, format) for each in urls]
+    for other in others:
+        for name, texts in other.captions.items():
+            first.captions.setdefault(name, []).extend(texts)
+        first.splits |= other.splits
+    if set(first.splits.values()) == {"train"}:  # alone, it leaves none to validate by
+        first.splits = {}
+    return first
+
+
+def _glob(url: str) -> list[str]:
+    if storage.exists(url):
+        return [url]
+    fs, path = storage.filesystem(url)
+    return [storage.uri(fs, found) for found in sorted(fs.glob(path))] if "*" in path else []
+
+
+def _read(url: str, format: Format) -> CaptionFile:
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
@@ -91,11 +113,16 @@ def _read_karpathy(document: Any) -> CaptionFile:
 
 
 def _read_coco(document: Any) -> CaptionFile:
+    """COCO's own JSON. Its images' addresses name the half of COCO that they are of, ``train2017``
+    or ``val2014``."""
     names = {image["id"]: image["file_name"] for image in document["images"]}
-    captions: dict[str, list[str]] = {name: [] for name in names.values()}
+    file = CaptionFile({name: [] for name in names.values()})
     for annotation in document["annotations"]:
-        captions[names[annotation["image_id"]]].append(annotation["caption"].strip())
-    return CaptionFile(captions)
+        file.captions[names[annotation["image_id"]]].append(annotation["caption"].strip())
+    for image in document["images"]:
+        if half := _HALF.search(f"{image.get('coco_url', '')} {image['file_name']}"):
+            file.splits[image["file_name"]] = half[1]
+    return file
 
 
 class Names:

@@ -46,9 +46,11 @@ class Source(Section):
     """Local path, fsspec URL or, for shards, a glob such as ``s3://bucket/*.tar``."""
     format: Literal["auto", "directory", "webdataset", "parquet", "list"] = "auto"
     """A directory tree; WebDataset tar shards; Parquet with image bytes; or a list of URIs, as
-    text or Parquet. ``auto`` goes by the name: tar, parquet, txt, else a directory."""
+    text, Parquet, or the TSV of Conceptual Captions. ``auto`` goes by the name: tar, parquet, txt,
+    tsv, else a directory."""
     captions: Url | None = None
-    """A captions file, or none: then there is nothing to train on or to score against."""
+    """A captions file, or a glob of several; none: there is nothing to train on or to score
+    against, but for what shards and lists bring with them."""
     captions_format: Literal["auto", "csv", "karpathy", "coco"] = "auto"
     include: list[str] = ["*"]
     """Globs over file names; over paths relative to ``images`` where they contain a slash."""
@@ -202,11 +204,24 @@ class SelfCritical(Section):
     """How much smoothed BLEU-4 counts in the reward beside CIDEr-D."""
 
 
+class Share(Section):
+    """Training images of another run, whose features the same encoder has made."""
+
+    run: Url
+    """Its run directory."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """How many of its training images an epoch sees, other ones every time."""
+
+
 class Train(Section):
     epochs: Positive = 15
     batch_size: Positive = 32
     """Images in one optimiser step, over all workers."""
     captions_per_image: Literal["first", "all"] = "all"
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """How many of the run's own training images an epoch sees, other ones every time."""
+    also: list[Share] = []
+    """Runs to train on beside this one. Validation and test images are this one's alone."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-4
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate: cosine falls to nothing at the last epoch."""
@@ -239,6 +254,8 @@ class Train(Section):
     shuffle_buffer: Positive = 1024
     """Images held to shuffle from: 125 KB each at 49 x 1280 tokens."""
     self_critical: SelfCritical = SelfCritical()
+    tensorboard: bool = False
+    """Write the history as TensorBoard reads it too, into ``tensorboard/`` of the run."""
     seed: int = 0
 
 

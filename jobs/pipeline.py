@@ -19,7 +19,7 @@ from jobs import blocks, lock
 _OUTPUTS = {
     "index": ["manifest", "manifest.next"],
     "extract": ["features", "features.checkpoints"],
-    "train": ["model", "checkpoints"],
+    "train": ["model", "checkpoints", "tensorboard"],
     "caption": ["captions", "captions.checkpoints", "captions.jsonl"],
     "score": ["metrics.json", "scores"],
     "report": ["report.html"],

@@ -32,6 +32,14 @@ class Tally:
         self._lines: list[str] = []
         self._told: InputError | None = None
         self._first: tuple[float, int] | None = None
+        self._epoch = 0
+
+    def begin(self, epoch: int) -> None:
+        """The tasks that feed a training ask which epoch it is."""
+        self._epoch = epoch
+
+    def epoch(self) -> int:
+        return self._epoch
 
     def add(self, rows: int, errors: dict[str, int]) -> str | None:
         """Returns why the job must stop, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,8 @@ from captioner.identity import EncoderIdentity
 from captioner.metrics import CiderD
 from captioner.training import batches
 from captioner.training.progress import Progress
-from captioner.vocabulary import Vocabulary
-from jobs import blocks, progress, session, table_rows
+from captioner.vocabulary import END, Vocabulary
+from jobs import blocks, mixture, progress, session, table_rows
 from jobs.train_worker import Task, work
 
 
@@ -28,12 +29,14 @@ def train(config: JobConfig) -> dict[str, Any]:
     identity = features.read_identity(config.at("features"))
     if config.decoder.attention != "none" and not identity.patches:
         raise InputError("decoder.attention: these features have no patch tokens")
+    mixture.check(config, identity)
     session.start(config.cluster)
     workers = session.trainers(config.cluster)
     vocabulary = build_vocabulary(config)
     model.write_description(config.at("model"), config, vocabulary, identity)
     filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
-    images = {split: _images(config, split) for split in ("train", "val")}
+    counts = mixture.counts(config)
+    images = {"train": mixture.drawn_of(counts, config), "val": _validation_images(config)}
     epochs = config.train.epochs + config.train.self_critical.epochs
     with progress.show("train", images["train"] * epochs) as tally:
         task = Task(
@@ -60,7 +63,7 @@ def train(config: JobConfig) -> dict[str, Any]:
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
             ),
-            datasets=_datasets(config, identity, sum(images.values())),
+            datasets=_datasets(config, identity, sum(counts) + images["val"], tally),
         )
         trainer.fit()
     history = Progress(read_history(config))
@@ -75,11 +78,11 @@ def train(config: JobConfig) -> dict[str, Any]:
     return summary
 
 
-def _images(config: JobConfig, split: str) -> int:
-    count = manifest.count(config.at("manifest"), [split])
+def _validation_images(config: JobConfig) -> int:
+    count = manifest.count(config.at("manifest"), ["val"])
     if not count:
         raise InputError(
-            f"no images in the {split} split: training needs train and val images with captions "
+            "no images in the val split: training needs train and val images with captions "
             "(source.captions, split)"
         )
     return count
@@ -88,8 +91,9 @@ def _images(config: JobConfig, split: str) -> int:
 def build_vocabulary(config: JobConfig) -> Vocabulary:
     """Count the words of the training split in Ray tasks, and keep the frequent ones."""
     counts: Counter[str] = Counter()
-    for part in _training_captions(config, blocks.count_training_words).iter_rows():
-        counts[part["word"]] += part["count"]
+    for rows in _training_captions(config, blocks.count_training_words):
+        for part in rows.iter_rows():
+            counts[part["word"]] += part["count"]
     if not counts:
         raise InputError("the training split has no captions: see source.captions and split")
     options = config.vocabulary
@@ -99,24 +103,38 @@ def build_vocabulary(config: JobConfig) -> Vocabulary:
 def cider(config: JobConfig) -> CiderD:
     """CIDEr-D with the document frequencies of the training captions, counted in Ray tasks."""
     frequencies: Counter[tuple[str, ...]] = Counter()
-    images = 0
-    for part in _training_captions(config, blocks.count_training_ngrams).iter_rows():
-        frequencies[tuple(part["ngram"])] += part["images"]
-    return CiderD(frequencies, images)
+    for rows in _training_captions(config, blocks.count_training_ngrams):
+        for part in rows.iter_rows():
+            frequencies[tuple(part["ngram"])] += part["images"]
+    # Every caption has an end: it occurs in as many images as there are.
+    return CiderD(frequencies, frequencies[(END,)])
 
 
-def _training_captions(config: JobConfig, count: Any) -> Dataset:
-    rows = table_rows.read(config.at("manifest"), ["split", "captions"], 10_000)
-    return rows.map_batches(count, batch_size=None, batch_format="pyarrow")
+def _training_captions(config: JobConfig, count: Any) -> Iterator[Dataset]:
+    """What ``count`` makes of the captions of each run that is trained on."""
+    for run in mixture.runs(config):
+        url = storage.join(run.run, "manifest")
+        rows = table_rows.read(url, ["split", "captions"], 10_000)
+        yield rows.map_batches(count, batch_size=None, batch_format="pyarrow")
 
 
-def _datasets(config: JobConfig, identity: EncoderIdentity, images: int) -> dict[str, Dataset]:
+def _datasets(
+    config: JobConfig, identity: EncoderIdentity, images: int, tally: Any
+) -> dict[str, Dataset]:
     """The usable feature rows of both splits; every epoch streams them from the shards anew."""
     datasets = {split: feature_rows(config, identity, split) for split in ("train", "val")}
     views = 2 if config.features.mirrored else 1
     if images * identity.bytes_per_image * views < session.object_store_bytes() / 4:
         # Small enough to stay in memory: no epoch has to read and decompress the shards again.
-        return {split: rows.materialize() for split, rows in datasets.items()}
+        datasets = {split: rows.materialize() for split, rows in datasets.items()}
+    shares = [run.share for run in mixture.runs(config)]
+    if min(shares) < 1.0:
+        datasets["train"] = datasets["train"].map_batches(
+            mixture.drawn,
+            fn_args=(shares, config.train.seed, tally),
+            batch_size=None,
+            batch_format="pyarrow",
+        )
     return datasets
 
 
@@ -126,7 +144,11 @@ def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Da
     columns = [name for name in batches.COLUMNS if name not in needless]
     if config.features.mirrored and split == "train":
         columns += [n + features.MIRRORED for n in ("embedding", "tokens") if n in columns]
-    return table_rows.shards(config.at("features"), columns).map_batches(
+    if split == "train" and config.train.also:
+        rows = mixture.shards(config, columns)
+    else:
+        rows = table_rows.shards(config.at("features"), columns)
+    return rows.map_batches(
         blocks.trainable, fn_args=(split,), batch_size=None, batch_format="pyarrow"
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import safetensors.torch
@@ -21,7 +22,7 @@ from captioner import decoders, model, storage
 from captioner.config import JobConfig, Train
 from captioner.identity import EncoderIdentity
 from captioner.metrics import CiderD
-from captioner.training import batches, progress, scoring
+from captioner.training import batches, progress, scoring, tensorboard
 from captioner.training.batches import Batch
 from captioner.training.learner import Learner, Totals, train_epoch, validate
 from captioner.training.objective import Loss, cross_entropy
@@ -105,6 +106,7 @@ class Worker:
         if self._learner is None or self._stage != stage:
             self._learner, self._stage = self._new_learner(stage), stage
         learner, state = self._learner, self.progress
+        ray.get(self._task.tally.begin.remote(state.epoch))  # before its data are asked for
         # Dropout, and captions drawn: others in every epoch, and for every worker.
         torch.manual_seed(self._options.seed + 1000 * state.epoch + self._rank)
         before, seen_before = state.totals, state.done
@@ -142,6 +144,8 @@ class Worker:
         state.totals, state.done = Totals(), state.done[:0]
         if self._rank == 0:
             self._task.tally.say.remote(epoch_line(entry, self._options))
+            if self._options.tensorboard:
+                tensorboard.write(self._task.config.at("tensorboard"), state.history)
             self._write_model()
         self._save(entry)
 

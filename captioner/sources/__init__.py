@@ -62,7 +62,7 @@ def _kind(source: Source) -> str:
         files = _files(source.images, ".parquet")
         first = files[0][0] if files else source.images
         return "parquet" if columns.has_image_bytes(first, source) else "list"
-    return "list" if name.endswith(".txt") else "directory"
+    return "list" if name.endswith((".txt", ".tsv")) else "directory"
 
 
 def _files(url: str, suffix: str) -> list[tuple[str, str, Version]]:

@@ -1,4 +1,5 @@
-"""A list of URIs: a text file with one a line, or a Parquet file with a column of them."""
+"""A list of URIs: a text file with one a line, one of captions and URIs (TSV), or a Parquet file
+with a column of them."""
 
 from __future__ import annotations
 
@@ -30,11 +31,15 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
     rows = Rows(source)
     fs, path = storage.filesystem(part.url)
     folder = part.url.rpartition("/")[0]
-    lines = _parquet(part, source) if path.lower().endswith(".parquet") else _text(fs, path)
+    name = path.lower()
+    if name.endswith(".parquet"):
+        lines = _parquet(part, source)
+    else:
+        lines = _tab_separated(fs, path) if name.endswith(".tsv") else _text(fs, path)
     try:
         for where, key, uri, captions in lines:
             if not uri:
-                rows.skip("null in the list")
+                rows.skip("no URI in the list")
                 continue
             uri = checked(uri, source.allow_http, f"{part.url}, {where}")
             if rows.wants(uri.partition("?")[0]):
@@ -79,6 +84,16 @@ def _text(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
         for number, line in enumerate(file, 1):
             if text := line.strip():
                 yield f"line {number}", None, text, []
+
+
+def _tab_separated(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
+    """Conceptual Captions: a caption, a tab, a URI, without quotes. A header has no URI."""
+    with fs.open(path, "rt", encoding="utf-8-sig", errors="backslashreplace", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                caption, _, uri = line.rstrip("\r\n").rpartition("\t")
+                uri = uri.strip() if caption and ("/" in uri or "." in uri) else ""
+                yield f"line {number}", None, uri, columns.as_captions(caption)
 
 
 def _parquet(part: Part, source: Source) -> Iterator[Line]:

@@ -152,6 +152,39 @@ def test_coco_json_gives_captions_by_file_name(tmp_path: Path, format: captions.
     assert file.splits == {}
 
 
+def coco(half: str, *numbers: int) -> dict[str, Any]:
+    """The official JSON of one half of COCO 2017 or, its file names telling, of 2014."""
+    prefix = f"COCO_{half}_" if "2014" in half else ""
+    files = {number: f"{prefix}{number:012}.jpg" for number in numbers}
+    images = [
+        {"id": number, "file_name": name, "coco_url": f"http://images.example.org/{half}/{name}"}
+        for number, name in files.items()
+    ]
+    captions = [{"id": 9, "image_id": number, "caption": f"Number {number}."} for number in files]
+    return {"info": {}, "images": images, "annotations": captions}
+
+
+@pytest.mark.parametrize(("year", "prefix"), [(2017, ""), (2014, "COCO_val2014_")])
+def test_official_coco_is_two_files_each_a_split(tmp_path: Path, year: int, prefix: str) -> None:
+    for half, numbers in ((f"train{year}", (1, 2)), (f"val{year}", (3,))):
+        write(tmp_path, coco(half, *numbers), f"captions_{half}.json")
+    file = captions.read(str(tmp_path / f"captions_*{year}.json"))
+    assert sorted(file.splits.values()) == ["train", "train", "val"]
+    name = f"{prefix}000000000003.jpg"
+    assert file.splits[name] == "val"
+    assert file.captions[name] == ["Number 3."]
+    assert captions.read(str(tmp_path / f"captions_val{year}.json")).splits == {name: "val"}
+
+
+def test_training_images_alone_are_left_to_the_hash(tmp_path: Path) -> None:
+    assert captions.read(write(tmp_path, coco("train2017", 1, 2))).splits == {}
+
+
+def test_a_glob_without_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"captions_\*\.json: no such captions file"):
+        captions.read(str(tmp_path / "captions_*.json"))
+
+
 def test_json_after_a_byte_order_mark_is_recognised(tmp_path: Path) -> None:
     url = write(tmp_path, b"\xef\xbb\xbf\n" + json.dumps(COCO).encode())
     assert len(captions.read(url).captions) == 3

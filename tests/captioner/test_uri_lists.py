@@ -83,7 +83,29 @@ def test_a_usual_name_of_the_wrong_type_is_passed_over(tmp_path: Path) -> None:
 
 def test_rows_without_a_uri_are_counted(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "l.parquet", {"url": ["/a.jpg", None, "", "  "]})
-    assert ids(path) == (["/a.jpg"], {"null in the list": 3})
+    assert ids(path) == (["/a.jpg"], {"no URI in the list": 3})
+
+
+def test_conceptual_captions_are_a_caption_and_a_uri_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "GCC-training.tsv"
+    path.write_text(
+        "caption\turl\n"
+        'a very typical "bus" station\thttp://example.org/a b.jpg?x=1\r\n'
+        "with\ttwo tabs\thttps://example.org/b\n\n"
+        "local\tpictures/c.jpg\n"
+        "no address\n",
+        encoding="utf-8",
+        newline="",
+    )
+    found, skipped = listed(path, allow_http=True)
+    assert {row["uri"]: row["captions"] for row in found} == {
+        "http://example.org/a b.jpg?x=1": ['a very typical "bus" station'],
+        "https://example.org/b": ["with\ttwo tabs"],
+        f"{tmp_path}/pictures/c.jpg": ["local"],
+    }
+    assert skipped == {"no URI in the list": 2}
+    with pytest.raises(InputError, match=r"line 2: .*allow_http"):
+        listed(path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""The training images of several runs as one stream."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data import Dataset
+
+from captioner import features, manifest, storage
+from captioner.config import JobConfig, Share
+from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
+
+# Serials begin at 0 in every run. Beyond so many, those of the next run begin.
+_SERIALS = 1 << 48
+_ROWS = 256  # read at once: a row group
+
+
+def runs(config: JobConfig) -> list[Share]:
+    """This run and the others, with how much of each an epoch sees."""
+    return [Share(run=config.run, share=config.train.share), *config.train.also]
+
+
+def check(config: JobConfig, identity: EncoderIdentity) -> None:
+    """
+    Raises:
+        InputError: a run has no features that can be mixed with this one's.
+    """
+    for run in config.train.also:
+        url = storage.join(run.run, "features")
+        if difference := identity.difference(features.read_identity(url)):
+            raise InputError(f"train.also: {url}: features of another encoder: {difference}")
+        mirrored = "embedding" + features.MIRRORED in manifest.dataset(url).schema.names
+        if config.features.mirrored and not mirrored:
+            raise InputError(
+                f"train.also: {url}: no features of mirror images, which features.mirrored asks for"
+            )
+
+
+def counts(config: JobConfig) -> list[int]:
+    """How many training images each run has.
+
+    Raises:
+        InputError: one has none.
+    """
+    counts = []
+    for run in runs(config):
+        counts.append(manifest.count(storage.join(run.run, "manifest"), ["train"]))
+        if not counts[-1]:
+            raise InputError(
+                f"{run.run}: no images in the train split: training needs train and val images "
+                "with captions (source.captions, split)"
+            )
+    return counts
+
+
+def drawn_of(counts: list[int], config: JobConfig) -> int:
+    """About how many of so many images an epoch sees."""
+    return math.ceil(sum(run.share * count for run, count in zip(runs(config), counts)))
+
+
+def shards(config: JobConfig, columns: list[str]) -> Dataset:
+    """Rows of all runs' feature shards, the shards spread."""
+    urls = [manifest.files(storage.join(run.run, "features")) for run in runs(config)]
+    files = spread(urls)
+    return ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
+        read_shards, fn_args=(columns,), batch_size=1, batch_format="pyarrow"
+    )
+
+
+def spread(urls: list[list[str]]) -> list[dict[str, Any]]:
+    """The ``url`` and ``run`` of every shard, each run's evenly over the whole, so that wherever
+    a few are read, there are some of all runs."""
+    places = [
+        ((at + 0.5) / len(files), {"url": url, "run": number})
+        for number, files in enumerate(urls)
+        for at, url in enumerate(files)
+    ]
+    return [file for _, file in sorted(places, key=lambda place: place[0])]
+
+
+def read_shards(files: pa.Table, columns: list[str]) -> Any:
+    """Shards -> their rows, with serials that no other run's rows have."""
+    for file in files.to_pylist():
+        with storage.parquet(file["url"]) as parquet:
+            for batch in parquet.iter_batches(_ROWS, columns=columns):
+                rows = pa.Table.from_batches([batch]).select(columns)
+                place = columns.index("serial")
+                serials = rows["serial"].to_numpy() + file["run"] * _SERIALS
+                yield rows.set_column(place, "serial", pa.array(serials))
+
+
+def drawn(rows: pa.Table, shares: list[float], seed: int, tally: Any) -> pa.Table:
+    """Of every run the share that this epoch sees."""
+    epoch = ray.get(tally.epoch.remote())
+    return rows.filter(pa.array(is_drawn(rows["serial"].to_numpy(), shares, seed, epoch)))
+
+
+def is_drawn(
+    serials: NDArray[np.int64], shares: list[float], seed: int, epoch: int
+) -> NDArray[np.bool_]:
+    """By a hash of serial, seed and epoch: the same in a run that goes on after a crash."""
+    limits = np.asarray(shares)[serials // _SERIALS]
+    # SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014).
+    shift = (seed * 1_000_003 + epoch) * 0x9E3779B97F4A7C15 % 2**64
+    bits = serials.astype(np.uint64) + np.uint64(shift)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    chance: NDArray[np.float64] = (bits ^ (bits >> np.uint64(31))) / 2.0**64
+    return chance < limits

@@ -1,0 +1,131 @@
+"""Training on several runs at once: each row once, spread evenly, the configured share of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from captioner import features, storage
+from captioner.config import JobConfig, Share
+from captioner.errors import InputError
+from captioner.metrics import CiderD
+from captioner.vocabulary import END, tokenize
+from jobs import mixture, train
+from jobs.progress import Tally
+from tests.runs import build_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobConfig, JobConfig]:
+    first, second = (build_run(tmp_path_factory.mktemp(name) / "r") for name in ("a", "b"))
+    # The same weights wherever the tower stands: only its path differs, which is part of its name.
+    source = Path(second.at("features"))
+    for shard in source.glob("*.parquet"):
+        table = features.pq.read_table(shard)
+        there = features.read_identity(first.at("features"))
+        features.pq.write_table(table.replace_schema_metadata(there.metadata()), shard)
+    return first, second
+
+
+def mixed(runs: tuple[JobConfig, JobConfig], share: float = 1.0, own: float = 1.0) -> JobConfig:
+    also = [Share(run=runs[1].run, share=share)]
+    changed = runs[0].train.model_copy(update={"also": also, "share": own})
+    return runs[0].model_copy(update={"train": changed})
+
+
+def test_rows_of_both_runs_come_once_each_with_serials_of_their_own(
+    cluster: str, runs: tuple[JobConfig, JobConfig]
+) -> None:
+    config = mixed(runs)
+    identity = features.read_identity(config.at("features"))
+    mixture.check(config, identity)
+    rows = train.feature_rows(config, identity, "train").take_all()
+    alone = train.feature_rows(runs[0], identity, "train").take_all()
+    serials = [row["serial"] for row in rows]
+    assert len(rows) == len(set(serials)) == 2 * len(alone) == 6  # one of four has failed
+    own = {row["serial"] for row in alone}
+    assert set(serials) == own | {serial + (1 << 48) for serial in own}
+    assert mixture.counts(config) == [4, 4]
+    assert mixture.drawn_of([4, 4], mixed(runs, share=0.5)) == 6
+    assert len(train.feature_rows(config, identity, "val").take_all()) == 2  # this run's alone
+
+
+def test_shards_of_a_small_run_are_spread_over_those_of_a_large_one() -> None:
+    files = mixture.spread([[f"large-{number}" for number in range(9)], ["x", "y", "z"]])
+    assert sorted(file["url"] for file in files if file["run"] == 1) == ["x", "y", "z"]
+    assert [file["url"] for file in files if not file["run"]] == [f"large-{n}" for n in range(9)]
+    assert [[file["run"] for file in files[at : at + 4]].count(1) for at in (0, 4, 8)] == [1, 1, 1]
+
+
+def test_an_epoch_draws_its_share_and_the_next_one_others() -> None:
+    serials = np.concatenate([np.arange(10_000), np.arange(10_000) + (1 << 48)])
+    shares = [1.0, 0.25]
+    first, again, second = (mixture.is_drawn(serials, shares, 0, epoch) for epoch in (0, 0, 1))
+    assert (first == again).all()
+    assert first[:10_000].all()
+    for drawn in (first, second):
+        assert 2300 < drawn[10_000:].sum() < 2700
+    both = (first & second)[10_000:].sum()
+    assert 500 < both < 750  # a sixteenth: what one epoch has seen does not matter to the next
+    another = mixture.is_drawn(serials, shares, 1, 0)
+    assert 500 < (first & another)[10_000:].sum() < 750
+
+
+def test_tasks_ask_which_epoch_it_is(cluster: str) -> None:
+    tally = Tally.remote()
+    rows = features.pa.table({"serial": range(1000)})
+    sizes = []
+    for epoch in (0, 1, 0):
+        ray.get(tally.begin.remote(epoch))
+        sizes.append(mixture.drawn(rows, [0.5], 0, tally)["serial"].to_pylist())
+    assert sizes[0] == sizes[2] != sizes[1]
+
+
+def test_the_vocabulary_and_rewards_are_of_all_runs(
+    cluster: str, runs: tuple[JobConfig, JobConfig]
+) -> None:
+    both = train.build_vocabulary(mixed(runs))
+    assert sorted(both.words) == sorted(train.build_vocabulary(runs[0]).words)  # alike, but twice
+    for config, times in ((runs[0], 1), (mixed(runs), 2)):
+        rows = train.manifest.read(config.at("manifest"), ["captions"], ["train"]).to_pylist()
+        references = [[[*tokenize(text), END] for text in row["captions"]] for row in rows] * times
+        expected, found = CiderD.of_references(references), train.cider(config)
+        said = references[0][0][:-2]
+        wanted = expected.score(said, expected.references(references[0]))
+        assert wanted > 0
+        assert found.score(said, found.references(references[0])) == pytest.approx(wanted)
+
+
+def test_a_run_of_another_encoder_is_refused_by_name(
+    runs: tuple[JobConfig, JobConfig], tmp_path: Path
+) -> None:
+    config = mixed(runs)
+    identity = features.read_identity(config.at("features"))
+    other = identity.from_dict({**identity.to_dict(), "weights_sha256": "0" * 64})
+    with pytest.raises(InputError, match=r"train\.also: .*b0/r/run/features: .*another encoder"):
+        mixture.check(config, other)
+    mirrored = config.features.model_copy(update={"mirrored": True})
+    with pytest.raises(InputError, match="mirror images"):
+        mixture.check(config.model_copy(update={"features": mirrored}), identity)
+    nothing = Share(run=str(tmp_path / "nothing"))
+    empty = config.train.model_copy(update={"also": [nothing]})
+    with pytest.raises(InputError, match="no features here"):
+        mixture.check(config.model_copy(update={"train": empty}), identity)
+
+
+def test_epochs_of_two_runs_are_trained_on(cluster: str, runs: tuple[JobConfig, JobConfig]) -> None:
+    config = mixed(runs, share=0.5)
+    changed = config.train.model_copy(
+        update={"epochs": 4, "patience": 4, "batch_size": 2, "tensorboard": True}
+    )
+    config = config.model_copy(update={"train": changed})
+    storage.remove(config.at("model"))
+    train.train(config)
+    seen = Counter(entry["images"] for entry in train.read_history(config))
+    assert len(seen) > 1  # epochs draw other images
+    assert set(seen) <= {3, 4, 5, 6}
+    assert storage.exists(config.at("tensorboard"))
