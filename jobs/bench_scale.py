@@ -6,10 +6,7 @@ between processes, batches, writing, checkpoints; and what the driver and the ob
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
-import threading
 import time
 from datetime import date
 from typing import Any
@@ -17,7 +14,6 @@ from typing import Any
 import click
 import numpy as np
 import pyarrow as pa
-import ray
 from ray.data import Dataset
 
 from captioner import config as configuration
@@ -26,6 +22,7 @@ from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Decoded, Preprocessing
 from jobs import blocks, extract, session, stream, table_rows
+from jobs.bench_memory import Peaks
 from jobs.progress import Reporter
 
 _PIXELS = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -61,15 +58,11 @@ def _measure(size: int, cluster: configuration.Cluster, folder: str) -> None:
     began = time.monotonic()
     make_manifest(config.at("manifest"), size)
     planned = time.monotonic() - began
-    with StorePeak() as peak:
+    with Peaks() as peaks:
         summary = extract_nothing(config)
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1024 if sys.platform == "linux" else 1024 * 1024
-    )
     rate = summary["steady_images_per_second"]
-    click.echo(
-        f"{size:12,} {planned:9.1f} {rate:9,.0f} {megabytes:10,.0f} {peak.bytes / 1e6:14,.0f}"
-    )
+    megabytes = f"{peaks.driver / 1e6:10,.0f} {peaks.store / 1e6:14,.0f}"
+    click.echo(f"{size:12,} {planned:9.1f} {rate:9,.0f} {megabytes}")
 
 
 def make_manifest(url: str, size: int) -> None:
@@ -140,24 +133,3 @@ class EncodeNothing:
         self._reporter.add(len(rows), {})
         arrays = {**{name: rows[name] for name in rows.column_names}, "embedding": embedding}
         return pa.table({name: arrays[name] for name in self._schema.names}, schema=self._schema)
-
-
-class StorePeak:
-    """Watches how much of the object stores is in use, while the block runs."""
-
-    def __enter__(self) -> StorePeak:
-        self.bytes = 0.0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.5):
-            total = ray.cluster_resources().get("object_store_memory", 0.0)
-            free = ray.available_resources().get("object_store_memory", total)
-            self.bytes = max(self.bytes, total - free)

@@ -22,35 +22,44 @@ from captioner.training.objective import cross_entropy
 from captioner.vocabulary import Vocabulary
 from jobs import session, train
 from jobs.bench import hardware, row, seconds
+from jobs.bench_memory import Peaks
 
 _WORDS = 3000  # of the vocabulary, about that of Flickr8k
-_CAPTIONS = 5  # of an image
 _STEPS = 20  # of a bare measurement
+_ROWS_PER_FILE = 512
+_VALIDATED = 20  # one image of so many
+_HOLDERS = {"driver": "driver", "worker": "largest worker", "store": "object store"}
 
 
-def measure(source: str, images: int, overrides: tuple[str, ...]) -> None:
-    """Print captions/s of bare steps, of the same without shared features, and of the job."""
+def measure(source: str, images: int, captions: int, overrides: tuple[str, ...]) -> None:
+    """Print captions/s of bare steps, of the same without shared features, and of the job; and
+    what memory the job took."""
     torch.set_num_threads(session.cores())
     with tempfile.TemporaryDirectory() as folder:
         config = _config(source, folder, images, overrides)
-        identity = _make(config, images)
+        identity = _make(config, images, captions)
+        tokens = f" and {identity.patches} tokens of {identity.channels}"
         click.echo(
-            f"{date.today()}, {hardware()}; {images:,} images with {_CAPTIONS} made-up captions, "
-            f"features of noise, {identity.patches} tokens of {identity.channels}; "
-            f"{config.decoder.type}, batches of {config.train.batch_size} images\n"
+            f"{date.today()}, {hardware()}; {images:,} images with {captions} made-up captions "
+            f"each, features of noise, an embedding of {identity.embedding_size}"
+            f"{tokens if identity.patches else ''}; {config.decoder.type} of "
+            f"{config.decoder.hidden_size}, batches of {config.train.batch_size} images\n"
         )
         session.start(config.cluster)
         vocabulary = train.build_vocabulary(config)
         batches = _batches(config, vocabulary)
         alone = [_apart(batch) for batch in batches]
         before, apart = (_rate(config, identity, vocabulary, some) for some in (batches, alone))
-        train.train(config)
+        with Peaks() as peaks:
+            train.train(config)
         job = train.read_history(config)[-1]["captions_per_second"]
         # Machines get faster and slower in the course of minutes.
         bare = (before + _rate(config, identity, vocabulary, batches)) / 2
     row("(a) steps alone, on ready tensors", bare, "captions/s")
     row("(b) the same, features once for each caption", apart, "captions/s", apart / before)
     row("(c) Ray job, its last epoch", job, "captions/s", job / bare)
+    for what, most in (("driver", peaks.driver), ("worker", peaks.worker), ("store", peaks.store)):
+        row(f"    peak memory, {_HOLDERS[what]}", most / 1e6, "MB")
 
 
 def _config(source: str, folder: str, images: int, overrides: tuple[str, ...]) -> JobConfig:
@@ -60,8 +69,9 @@ def _config(source: str, folder: str, images: int, overrides: tuple[str, ...]) -
     return configuration.load(source, (*places, *overrides))
 
 
-def _make(config: JobConfig, images: int) -> EncoderIdentity:
+def _make(config: JobConfig, images: int, captions: int) -> EncoderIdentity:
     """A manifest and feature shards of noise, as the stages before training leave them."""
+    attends = config.decoder.attention != "none"
     identity = EncoderIdentity(
         model="none",
         pretrained="none",
@@ -69,24 +79,26 @@ def _make(config: JobConfig, images: int) -> EncoderIdentity:
         weights_sha256="",
         preprocessing=Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         embedding_size=512,
-        patches=49,
-        channels=768,  # ViT-B/32's
+        patches=49 if attends else 0,
+        channels=768 if attends else 0,  # ViT-B/32's
         open_clip_version="",
     )
     dice, schema = np.random.default_rng(0), features.schema(identity)
     writer = manifest.Writer(config.at("manifest"))
-    for start in range(0, images, 512):
-        count = min(512, images - start)
-        shapes = {"embedding": (512,), "tokens": (49, 768)}
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (identity.embedding_size,)}
+    if attends:
+        shapes["tokens"] = (identity.patches, identity.channels)
+    for start in range(0, images, _ROWS_PER_FILE):
+        count = min(_ROWS_PER_FILE, images - start)
         columns: dict[str, Any] = {
             "image_id": [f"{start + number}" for number in range(count)],
             "serial": range(start, start + count),
             "uri": ["nowhere"] * count,
-            "split": ["val" if number % 10 == 0 else "train" for number in range(count)],
-            "captions": [[_caption(dice) for _ in range(_CAPTIONS)] for _ in range(count)],
+            "split": ["val" if n % _VALIDATED == 0 else "train" for n in range(count)],
+            "captions": [[_caption(dice) for _ in range(captions)] for _ in range(count)],
         }
         for name, shape in shapes.items():
-            values = dice.normal(size=(count, *shape)).astype(np.float16)
+            values = dice.standard_normal((count, *shape), dtype=np.float32).astype(np.float16)
             kind = schema.field(name).type
             columns[name] = features.column(values, np.ones(count, bool), kind)
         for target in (manifest.SCHEMA, schema):
@@ -114,9 +126,9 @@ def _caption(dice: np.random.Generator) -> str:
 
 
 def _batches(config: JobConfig, vocabulary: Vocabulary) -> list[Batch]:
-    rows = manifest.read(config.at("features"), splits=["train"])
-    rows = features.with_references(rows)
     size = config.train.batch_size
+    some = manifest.dataset(config.at("features"))
+    rows = features.with_references(some.head(size * _STEPS, filter=manifest.where(["train"])))
     parts = [rows[start : start + size] for start in range(0, len(rows) - size + 1, size)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return [collate(part, vocabulary, config.train, device) for part in parts[:_STEPS]]

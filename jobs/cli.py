@@ -351,19 +351,22 @@ def bench_search() -> None:
 @bench.command("train")
 @click.argument("config", default="configs/flickr8k.yaml")
 @click.option("--images", default=2000, show_default=True, help="How many to make up.")
+@click.option("--captions", default=5, show_default=True, help="Of each image.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
-def bench_train(config: str, images: int, overrides: tuple[str, ...]) -> None:
-    """Training steps alone, without shared features, and in the Ray job.
+def bench_train(config: str, images: int, captions: int, overrides: tuple[str, ...]) -> None:
+    """Training steps alone, without shared features, and in the Ray job; and its memory.
 
     Features are noise and captions made up: the speed is that of real ones.
 
     \b
-    Example:
+    Examples:
       captioner bench train configs/flickr8k.yaml
+      captioner bench train --images 3000000 --captions 1 --set decoder.attention=none \\
+        --set train.epochs=1
     """
     from jobs import bench_train as job
 
-    job.measure(config, images, overrides)
+    job.measure(config, images, captions, overrides)
 
 
 @bench.command("scale")

@@ -23,6 +23,8 @@ from captioner.vocabulary import END, Vocabulary
 from jobs import blocks, mixture, progress, session, table_rows
 from jobs.train_worker import Task, work
 
+_CAPTION_BYTES = 1024  # of an image's captions, cut into words
+
 
 def train(config: JobConfig) -> dict[str, Any]:
     """Train the decoder into ``model/``; goes on from the last checkpoint of an interrupted run."""
@@ -124,7 +126,8 @@ def _datasets(
     """The usable feature rows of both splits; every epoch streams them from the shards anew."""
     datasets = {split: feature_rows(config, identity, split) for split in ("train", "val")}
     views = 2 if config.features.mirrored else 1
-    if images * identity.bytes_per_image * views < session.object_store_bytes() / 4:
+    size = identity.bytes_per_image * views + _CAPTION_BYTES
+    if images * size < session.object_store_bytes() / 4:
         # Small enough to stay in memory: no epoch has to read and decompress the shards again.
         datasets = {split: rows.materialize() for split, rows in datasets.items()}
     shares = [run.share for run in mixture.runs(config)]
