@@ -8,13 +8,13 @@ it is probable.
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 
-from captioner.metrics import CiderD
+import numpy as np
+from numpy.typing import NDArray
 
-# Similarity is CIDEr-D's, every n-gram counting alike: a model knows no document frequencies.
-_SIMILARITY = CiderD({}, 3)
+from captioner.metrics.cider import ORDERS, SIGMA, ngrams
 
 
 def most_agreed(
@@ -28,18 +28,32 @@ def most_agreed(
         power: what probabilities are raised to before they are weights: 1 takes the model at its
             word, 0 lets all captions speak alike.
     """
-    most = max(log_probability)
-    weights = [
-        math.exp(power * (each - most)) if each > -math.inf else 0.0 for each in log_probability
-    ]
-    references = _SIMILARITY.references(captions)
-    expected = [
-        sum(
-            weight * _SIMILARITY.score(caption, [reference])
-            for weight, reference in zip(weights, references)
-        )
-        if own
-        else -1.0
-        for caption, own in zip(captions, weights)
-    ]
-    return max(range(len(captions)), key=expected.__getitem__)
+    logs = np.asarray(log_probability)
+    weights = np.where(np.isinf(logs), 0.0, np.exp(power * (logs - logs.max())))
+    expected = similarities(captions) @ weights
+    return int(np.where(weights > 0.0, expected, -1.0).argmax())
+
+
+def similarities(captions: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """CIDEr-D of each caption against each as its reference, ``(captions, captions)``, up to a
+    factor. Every n-gram counts alike: a model knows no document frequencies."""
+    counts = [Counter(ngrams(caption)) for caption in captions]
+    total = np.zeros((len(captions), len(captions)))
+    for order in range(1, ORDERS + 1):
+        place: dict[object, int] = {}
+        for ngram in (ngram for count in counts for ngram in count if len(ngram) == order):
+            place.setdefault(ngram, len(place))
+        table = np.zeros((len(captions), len(place)))  # how often each n-gram is in each
+        for row, count in zip(table, counts):
+            for ngram, times in count.items():
+                if len(ngram) == order:
+                    row[place[ngram]] = times
+        norms = np.linalg.norm(table, axis=1)
+        for number, row in enumerate(table):
+            # A word said more often than the reference says it earns nothing.
+            product = (np.minimum(row, table) * table).sum(axis=1)
+            total[number] += product / np.maximum(norms[number] * norms, 1e-9)
+    lengths = np.array([max(0, len(caption) - 1) for caption in captions])
+    apart = lengths[:, None] - lengths
+    result: NDArray[np.float64] = total * np.exp(-(apart**2) / (2 * SIGMA**2))
+    return result

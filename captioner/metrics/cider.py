@@ -64,7 +64,7 @@ class CiderD:
 
     def _vector(self, tokens: Tokens) -> _Vector:
         weights: list[dict[Ngram, float]] = [{} for _ in range(ORDERS)]
-        for ngram, count in Counter(_ngrams(tokens)).items():
+        for ngram, count in Counter(ngrams(tokens)).items():
             weights[len(ngram) - 1][ngram] = count * self._rarity.get(ngram, self._most)
         norms = [math.sqrt(sum(value * value for value in order.values())) for order in weights]
         return _Vector(weights, norms, max(0, len(tokens) - 1))
@@ -72,10 +72,11 @@ class CiderD:
 
 def ngrams_of_image(references: Iterable[Tokens]) -> set[Ngram]:
     """All n-grams of an image's references, each once: an image's part in the frequencies."""
-    return {ngram for reference in references for ngram in _ngrams(reference)}
+    return {ngram for reference in references for ngram in ngrams(reference)}
 
 
-def _ngrams(tokens: Tokens) -> Iterable[Ngram]:
+def ngrams(tokens: Tokens) -> Iterable[Ngram]:
+    """Of one to four tokens, from the left, repeated ones too."""
     tokens = tuple(tokens)
     for order in range(1, ORDERS + 1):
         for start in range(len(tokens) - order + 1):

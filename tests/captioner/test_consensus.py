@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from captioner.consensus import most_agreed
+from captioner.consensus import most_agreed, similarities
+from captioner.metrics import CiderD
 
 ALIKE = ["a dog runs in the grass", "a dog runs in the snow", "a dog runs over the grass"]
 ODD = "two men stand on a roof"
@@ -33,3 +34,14 @@ def test_a_beam_that_holds_no_caption_has_no_say(power: float) -> None:
     empty = -math.inf
     found = most_agreed([["a", "dog"], ["a", "cat"], ["a", "cat"]], [-1.0, empty, empty], power)
     assert found == 0
+
+
+def test_similarity_is_that_of_cider_d_without_document_frequencies() -> None:
+    texts = [*ALIKE, ODD, "a a a dog", "dog", "", "a man and a man on a roof"]
+    captions = [text.split() for text in texts]
+    cider = CiderD({}, 3)
+    found = similarities(captions)
+    for said, row in zip(captions, found):
+        for reference, value in zip(captions, row):
+            expected = cider.score(said, cider.references([reference]))
+            assert 2.5 * value == pytest.approx(expected, abs=1e-9)
