@@ -220,7 +220,7 @@ class Train(Section):
     captions_per_image: Literal["first", "all"] = "all"
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """How many of the run's own training images an epoch sees, other ones every time."""
-    also: list[Share] = []
+    mixed_with: list[Share] = []
     """Runs to train on beside this one. Validation and test images are this one's alone."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-4
     schedule: Literal["constant", "cosine"] = "constant"

@@ -29,9 +29,11 @@ def most_agreed(
             word, 0 lets all captions speak alike.
     """
     logs = np.asarray(log_probability)
-    weights = np.where(np.isinf(logs), 0.0, np.exp(power * (logs - logs.max())))
+    found = np.isfinite(logs)
+    weights = np.zeros(len(logs))
+    weights[found] = np.exp(power * (logs[found] - logs[found].max()))
     expected = similarities(captions) @ weights
-    return int(np.where(weights > 0.0, expected, -1.0).argmax())
+    return int(np.where(found, expected, -1.0).argmax())
 
 
 def similarities(captions: Sequence[Sequence[str]]) -> NDArray[np.float64]:

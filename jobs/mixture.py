@@ -24,7 +24,7 @@ _ROWS = 256  # read at once: a row group
 
 def runs(config: JobConfig) -> list[Share]:
     """This run and the others, with how much of each an epoch sees."""
-    return [Share(run=config.run, share=config.train.share), *config.train.also]
+    return [Share(run=config.run, share=config.train.share), *config.train.mixed_with]
 
 
 def check(config: JobConfig, identity: EncoderIdentity) -> None:
@@ -32,14 +32,14 @@ def check(config: JobConfig, identity: EncoderIdentity) -> None:
     Raises:
         InputError: a run has no features that can be mixed with this one's.
     """
-    for run in config.train.also:
+    for run in config.train.mixed_with:
         url = storage.join(run.run, "features")
         if difference := identity.difference(features.read_identity(url)):
-            raise InputError(f"train.also: {url}: features of another encoder: {difference}")
+            raise InputError(f"train.mixed_with: {url}: features of another encoder: {difference}")
         mirrored = "embedding" + features.MIRRORED in manifest.dataset(url).schema.names
         if config.features.mirrored and not mirrored:
             raise InputError(
-                f"train.also: {url}: no features of mirror images, which features.mirrored asks for"
+                f"train.mixed_with: {url}: no features of mirror images, which features.mirrored asks for"
             )
 
 

@@ -147,7 +147,7 @@ def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Da
     columns = [name for name in batches.COLUMNS if name not in needless]
     if config.features.mirrored and split == "train":
         columns += [n + features.MIRRORED for n in ("embedding", "tokens") if n in columns]
-    if split == "train" and config.train.also:
+    if split == "train" and config.train.mixed_with:
         rows = mixture.shards(config, columns)
     else:
         rows = table_rows.shards(config.at("features"), columns)
