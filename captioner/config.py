@@ -192,10 +192,10 @@ class Decoder(Section):
 
 class SelfCritical(Section):
     """A second stage of training: captions are drawn, and those that score better than the others
-    of their image become more likely (captioner/self_critical.py)."""
+    of their image become more likely (captioner/training/self_critical.py)."""
 
     epochs: Annotated[int, Field(ge=0)] = 0
-    """0: no such stage."""
+    """0: no such stage. A run that has none may be given one later, and goes on with it."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
     samples: Annotated[int, Field(ge=2)] = 5
     """Captions drawn for an image."""
@@ -218,7 +218,7 @@ class Train(Section):
     batch_size: Positive = 32
     """Images in one optimiser step, over all workers."""
     captions_per_image: Literal["first", "all"] = "all"
-    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    own_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """How many of the run's own training images an epoch sees, other ones every time."""
     mixed_with: list[Share] = []
     """Runs to train on beside this one. Validation and test images are this one's alone."""
@@ -239,7 +239,8 @@ class Train(Section):
     """Decay of the moving average of the weights that is validated and kept; 0: no average."""
     choose_by: Literal["loss", "cider", "bleu_4"] = "loss"
     """What an epoch is judged by: the validation loss, or the score of captions of the validation
-    images, each word the likeliest."""
+    images, each word the likeliest. Self-critical epochs are judged by CIDEr-D in place of the
+    loss."""
     patience: Positive = 2
     """Epochs without a better one after which training stops."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = None

@@ -24,7 +24,7 @@ _ROWS = 256  # read at once: a row group
 
 def runs(config: JobConfig) -> list[Share]:
     """This run and the others, with how much of each an epoch sees."""
-    return [Share(run=config.run, share=config.train.share), *config.train.mixed_with]
+    return [Share(run=config.run, share=config.train.own_share), *config.train.mixed_with]
 
 
 def check(config: JobConfig, identity: EncoderIdentity) -> None:
@@ -39,7 +39,7 @@ def check(config: JobConfig, identity: EncoderIdentity) -> None:
         mirrored = "embedding" + features.MIRRORED in manifest.dataset(url).schema.names
         if config.features.mirrored and not mirrored:
             raise InputError(
-                f"train.mixed_with: {url}: no features of mirror images, which features.mirrored asks for"
+                f"train.mixed_with: {url}: no features of mirror images, and features.mirrored is on"
             )
 
 

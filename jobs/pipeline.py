@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import click
 import yaml
@@ -142,7 +142,12 @@ def prepare(config: JobConfig, redo: str | None = None) -> None:
             for key, values in configuration.differences(before, config).items()
             if configuration.stage_of(key) not in again and _has_begun(config, key)
         }
-        if differences:
+        if differences and _only_a_second_stage(before, differences):
+            click.echo("train: goes on with the self-critical stage")
+            for stage in ("report", "score", "caption"):
+                discard(config, stage)
+            storage.remove(config.at("model", storage.SUMMARY))  # the rest of train goes on
+        elif differences:
             lines = [
                 f"  {key}: {old!r} there, {new!r} here" for key, (old, new) in differences.items()
             ]
@@ -157,6 +162,14 @@ def prepare(config: JobConfig, redo: str | None = None) -> None:
             discard(config, stage)
     manifest.recover(config.at("manifest"))
     storage.write_text(url, configuration.dump(config))
+
+
+def _only_a_second_stage(before: JobConfig, differences: Mapping[str, object]) -> bool:
+    """Whether all that is new is self-critical training after a training without it."""
+    section = "train.self_critical."
+    return not before.train.self_critical.epochs and all(
+        key.startswith(section) for key in differences
+    )
 
 
 def discard(config: JobConfig, stage: str) -> None:

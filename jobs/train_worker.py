@@ -134,7 +134,7 @@ class Worker:
             "epoch": state.epoch + 1,
             "stage": stage,
             ("train_reward" if reward else "train_loss"): learned.mean,
-            **self._validate(),
+            **self._validate(stage),
             "seconds": round(time.monotonic() - started, 2),
             "images": learned.images,
             "captions": learned.captions,
@@ -174,14 +174,14 @@ class Worker:
         done, idle = self.progress.done, self._workers > 1
         return batches.batches(tables, self._task.vocabulary, options, self._device, done, idle)
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, stage: Stage) -> dict[str, float]:
         assert self._learner is not None
         options, vocabulary = self._options, self._task.vocabulary
         tables = ray.train.get_dataset_shard("val").iter_batches(
             batch_size=options.batch_size, batch_format="pyarrow"
         )
         found = batches.batches(tables, vocabulary, options, self._device)
-        if options.choose_by == "loss":
+        if progress.measure(stage, options) == "loss":
             return {"val_loss": self._sum(validate(self._learner, found)).mean}
         scorer = scoring.Scorer(vocabulary, self._task.config.search.max_words)
         totals = self._sum(validate(self._learner, found, scorer))

@@ -18,6 +18,7 @@ from captioner.config import Train
 from captioner.training.learner import Learner, Totals
 
 Stage = Literal["cross_entropy", "self_critical"]
+Measure = Literal["loss", "cider", "bleu_4"]
 Entry = dict[str, Any]
 
 
@@ -37,19 +38,28 @@ class Progress:
 
     def best_epoch(self, options: Train) -> int:
         """The epoch whose weights are kept, counted from 1; 0 before the first."""
-        return _best(self.history, options)
+        first, second = self._stages()
+        if second and options.choose_by == "loss":
+            # Rewards make words less probable than people's that earn less: the loss rises.
+            return len(first) + _best(second, "cider")
+        return _best(self.history, options.choose_by)
 
     def stage(self, options: Train) -> Stage | None:
         """What the next epoch belongs to; None when training is over.
 
         A stage is over after its epochs, or after ``patience`` of them without a new best.
         """
-        first = [entry for entry in self.history if entry["stage"] == "cross_entropy"]
-        if not _is_over(first, options.epochs, options):
+        first, second = self._stages()
+        if not _is_over(first, options.epochs, options.choose_by, options.patience):
             return "cross_entropy"
-        if not _is_over(self.history[len(first) :], options.self_critical.epochs, options):
+        by = measure("self_critical", options)
+        if not _is_over(second, options.self_critical.epochs, by, options.patience):
             return "self_critical"
         return None
+
+    def _stages(self) -> tuple[list[Entry], list[Entry]]:
+        first = [entry for entry in self.history if entry["stage"] == "cross_entropy"]
+        return first, self.history[len(first) :]
 
     def has_begun(self, stage: Stage) -> bool:
         """Whether any of its steps are done."""
@@ -59,16 +69,23 @@ class Progress:
         return "".join(json.dumps(entry) + "\n" for entry in self.history)
 
 
-def _is_over(entries: Sequence[Entry], epochs: int, options: Train) -> bool:
-    stalled = len(entries) - _best(entries, options)
-    return len(entries) >= epochs or (bool(entries) and stalled >= options.patience)
+def measure(stage: Stage, options: Train) -> Measure:
+    """What an epoch of this stage is judged by."""
+    if stage == "self_critical" and options.choose_by == "loss":
+        return "cider"
+    return options.choose_by
 
 
-def _best(entries: Sequence[Entry], options: Train) -> int:
+def _is_over(entries: Sequence[Entry], epochs: int, by: Measure, patience: int) -> bool:
+    stalled = len(entries) - _best(entries, by)
+    return len(entries) >= epochs or (bool(entries) and stalled >= patience)
+
+
+def _best(entries: Sequence[Entry], by: Measure) -> int:
     """The number of the best entry, counted from 1; 0 where there is none. Not a number is the
     worst of all."""
-    sign = -1.0 if options.choose_by == "loss" else 1.0
-    merits = [sign * entry[f"val_{options.choose_by}"] for entry in entries]
+    sign = -1.0 if by == "loss" else 1.0
+    merits = [sign * entry[f"val_{by}"] for entry in entries]
     merits = [merit if merit == merit else -np.inf for merit in merits]
     return merits.index(max(merits)) + 1 if merits else 0
 

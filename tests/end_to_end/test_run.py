@@ -110,6 +110,28 @@ def test_training_images_are_encoded_mirrored_too(
     captioner("train", small_config, "--set", "features.mirrored=true", "--set", "train.epochs=1")
 
 
+def test_a_finished_run_goes_on_with_self_critical_training(
+    captioner: Cli, finished_run: Path
+) -> None:
+    weights = (finished_run / "model" / "decoder.safetensors").read_bytes()
+    second = ("--set=train.self_critical.epochs=1", "--set=train.self_critical.samples=2")
+    output = captioner("run", finished_run, *second).output
+    assert output.count("done before, skipped") == 2  # index and extract
+    assert "train: goes on with the self-critical stage" in output
+    history = [
+        json.loads(line)
+        for line in (finished_run / "model" / "history.jsonl").read_text().splitlines()
+    ]
+    stages = [entry["stage"] for entry in history]
+    assert stages == ["cross_entropy", "cross_entropy", "self_critical"]
+    assert history[-1]["train_reward"] > 0
+    assert history[-1]["val_cider"] >= 0
+    assert (finished_run / "model" / "decoder.safetensors").read_bytes() != weights
+    assert "self_critical" in (finished_run / "config.yaml").read_text()
+    again = captioner("run", finished_run, "--set=train.self_critical.epochs=2", status=2).output
+    assert "train.self_critical.epochs: 1 there, 2 here" in again
+
+
 def test_run_directory_of_another_configuration_is_refused_with_the_difference(
     captioner: Cli, small_config: Path
 ) -> None:

@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobConfig, JobConfig
 
 def mixed(runs: tuple[JobConfig, JobConfig], share: float = 1.0, own: float = 1.0) -> JobConfig:
     also = [Share(run=runs[1].run, share=share)]
-    changed = runs[0].train.model_copy(update={"mixed_with": also, "share": own})
+    changed = runs[0].train.model_copy(update={"mixed_with": also, "own_share": own})
     return runs[0].model_copy(update={"train": changed})
 
 
@@ -106,9 +106,7 @@ def test_a_run_of_another_encoder_is_refused_by_name(
     config = mixed(runs)
     identity = features.read_identity(config.at("features"))
     other = identity.from_dict({**identity.to_dict(), "weights_sha256": "0" * 64})
-    with pytest.raises(
-        InputError, match=r"train\.mixed_with: .*b0/r/run/features: .*another encoder"
-    ):
+    with pytest.raises(InputError, match=r"train\.mixed_with: .*b0.*another encoder"):
         mixture.check(config, other)
     mirrored = config.features.model_copy(update={"mirrored": True})
     with pytest.raises(InputError, match="mirror images"):

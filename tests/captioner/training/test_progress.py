@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from captioner.training.learner import Learner, Totals
-from captioner.training.progress import Progress, load_learner, load_progress, save_checkpoint
+from captioner.training.progress import (
+    Progress,
+    load_learner,
+    load_progress,
+    measure,
+    save_checkpoint,
+)
 from tests.captioner.training.data import CAPTIONS, make_batch, make_decoder, options
 from tests.captioner.training.test_learner import train
 
@@ -75,6 +81,19 @@ def test_the_second_stage_follows_the_first_and_is_judged_by_its_own() -> None:
     # Three epochs; then until two were no better than the best of the stage, 0.8.
     assert stages == ["cross_entropy"] * 3 + ["self_critical"] * 4
     assert state.best_epoch(settings) == 2
+
+
+def test_a_loss_that_rises_with_the_rewards_does_not_end_the_second_stage() -> None:
+    settings = options(epochs=2, patience=2, choose_by="loss", self_critical={"epochs": 9})
+    state = progress(3.0, 2.5)
+    for cider in (0.5, 0.6, 0.55, 0.5):
+        assert state.stage(settings) == "self_critical"
+        loss = 3.0 + len(state.history)
+        state.history.append({"stage": "self_critical", "val_cider": cider, "val_loss": loss})
+    assert state.stage(settings) is None
+    assert state.best_epoch(settings) == 4
+    assert measure("self_critical", settings) == "cider"
+    assert measure("cross_entropy", settings) == "loss"
 
 
 def test_the_history_is_written_as_json_lines() -> None:
