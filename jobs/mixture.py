@@ -39,7 +39,7 @@ def check(config: JobConfig, identity: EncoderIdentity) -> None:
         mirrored = "embedding" + features.MIRRORED in manifest.dataset(url).schema.names
         if config.features.mirrored and not mirrored:
             raise InputError(
-                f"train.mixed_with: {url}: no features of mirror images, and features.mirrored is on"
+                f"train.mixed_with: {url}: no features of mirror images (features.mirrored)"
             )
 
 
