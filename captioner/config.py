@@ -157,9 +157,9 @@ Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Decoder(Section):
-    type: Literal["lstm", "transformer"] = "lstm"
+    type: Literal["lstm", "transformer", "gpt2"] = "lstm"
     attention: Literal["additive", "multi_head", "none"] = "additive"
-    """How the LSTM looks at the patches; a transformer's is multi_head, or none."""
+    """How the LSTM looks at the patches; a transformer's is multi_head, or none; GPT-2's none."""
     heads: Positive = 8
     """Of multi_head attention."""
     gate: bool = False
@@ -176,6 +176,18 @@ class Decoder(Section):
     """Of the embeddings of the words read."""
     feature_dropout: Dropout = 0.0
     """Of the image's features, as the decoder has projected them."""
+    pretrained: str | None = None
+    """Of gpt2: a directory in transformers' format, or a name on the Hugging Face hub."""
+    prefix_length: Positive = 10
+    """Of gpt2: how many vectors the image becomes, in front of the words."""
+    freeze: bool = False
+    """Of gpt2: learn the mapping of the image alone."""
+
+    @field_validator("pretrained")
+    @classmethod
+    def _absolute_directory(cls, pretrained: str | None) -> str | None:
+        is_path = pretrained is not None and storage.exists(storage.join(pretrained, "config.json"))
+        return storage.resolve(pretrained) if pretrained is not None and is_path else pretrained
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Decoder:
@@ -183,6 +195,13 @@ class Decoder(Section):
             raise ValueError("a transformer's attention is multi_head, or none")
         if self.type == "transformer" and self.gate:
             raise ValueError("gate is for the lstm")
+        if self.type == "gpt2":
+            if self.attention != "none" or self.gate or self.tie_weights:
+                raise ValueError("gpt2 has attention: none, and neither gate nor tie_weights")
+            if not self.pretrained:
+                raise ValueError("gpt2 needs pretrained: a directory, or a name such as gpt2")
+        elif self.pretrained or self.freeze:
+            raise ValueError(f"pretrained and freeze are for gpt2, and this is {self.type}")
         size = self.hidden_size if self.type == "transformer" else self.attention_size
         heads = self.type == "transformer" or self.attention == "multi_head"
         if heads and (size % self.heads or self.hidden_size % self.heads):

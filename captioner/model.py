@@ -18,10 +18,12 @@ from captioner.config import JobConfig, Search
 from captioner.consensus import most_agreed
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
+from captioner.language_model import AnyVocabulary, BytePairVocabulary, LanguageModel
 from captioner.search import beam_search
 from captioner.vocabulary import Vocabulary
 
 WEIGHTS = "decoder.safetensors"
+LANGUAGE_MODEL = "language_model.json"  # of gpt2: its architecture
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class CaptionModel:
     """A trained decoder with all that it takes to caption."""
 
     decoder: Any
-    vocabulary: Vocabulary
+    vocabulary: AnyVocabulary
     config: JobConfig
     encoder: EncoderIdentity
 
@@ -53,9 +55,17 @@ class CaptionModel:
             raise InputError(f"{url}: not a model directory: {', '.join(missing)} missing")
         text = storage.read_text(storage.join(url, "config.yaml"))
         config = configuration.parse(yaml.safe_load(text), storage.join(url, "config.yaml"))
-        vocabulary = Vocabulary.from_json(storage.read_text(storage.join(url, "vocabulary.json")))
         identity = EncoderIdentity.from_dict(storage.read_json(storage.join(url, "encoder.json")))
-        decoder = decoders.build(config.decoder, identity, len(vocabulary))
+        vocabulary: AnyVocabulary
+        text = storage.read_text(storage.join(url, "vocabulary.json"))
+        language_model = None
+        if config.decoder.type == "gpt2":
+            vocabulary = BytePairVocabulary.from_json(text)
+            values = storage.read_json(storage.join(url, LANGUAGE_MODEL))
+            language_model = LanguageModel(**values)
+        else:
+            vocabulary = Vocabulary.from_json(text)
+        decoder = decoders.build(config.decoder, identity, len(vocabulary), language_model)
         weights = safetensors.torch.load(storage.read_bytes(storage.join(url, WEIGHTS)))
         decoder.load_state_dict(weights)
         return cls(decoder.eval().to(device), vocabulary, config, identity)
@@ -134,9 +144,15 @@ def save_weights(url: str, decoder: torch.nn.Module) -> None:
 
 
 def write_description(
-    url: str, config: JobConfig, vocabulary: Vocabulary, encoder: EncoderIdentity
+    url: str,
+    config: JobConfig,
+    vocabulary: AnyVocabulary,
+    encoder: EncoderIdentity,
+    language_model: LanguageModel | None = None,
 ) -> None:
     """All of a model directory but its weights and history."""
+    if language_model is not None:
+        storage.write_json(storage.join(url, LANGUAGE_MODEL), language_model.to_dict())
     storage.write_text(storage.join(url, "config.yaml"), configuration.dump(config))
     storage.write_text(storage.join(url, "vocabulary.json"), vocabulary.to_json())
     storage.write_json(storage.join(url, "encoder.json"), encoder.to_dict())

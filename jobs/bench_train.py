@@ -16,10 +16,10 @@ from captioner import decoders, features, manifest, storage
 from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
+from captioner.language_model import AnyVocabulary
 from captioner.training.batches import Batch, collate
 from captioner.training.learner import Learner, train_epoch
 from captioner.training.objective import cross_entropy
-from captioner.vocabulary import Vocabulary
 from jobs import session, train
 from jobs.bench import hardware, row, seconds
 from jobs.bench_memory import Peaks
@@ -125,7 +125,7 @@ def _caption(dice: np.random.Generator) -> str:
     return " ".join(f"word{number}" for number in words)
 
 
-def _batches(config: JobConfig, vocabulary: Vocabulary) -> list[Batch]:
+def _batches(config: JobConfig, vocabulary: AnyVocabulary) -> list[Batch]:
     size = config.train.batch_size
     some = manifest.dataset(config.at("features"))
     rows = features.with_references(some.head(size * _STEPS, filter=manifest.where(["train"])))
@@ -147,7 +147,7 @@ def _apart(batch: Batch) -> Batch:
 
 
 def _rate(
-    config: JobConfig, identity: EncoderIdentity, vocabulary: Vocabulary, batches: list[Batch]
+    config: JobConfig, identity: EncoderIdentity, vocabulary: AnyVocabulary, batches: list[Batch]
 ) -> float:
     """Captions a second of bare steps."""
     torch.manual_seed(0)

@@ -38,6 +38,10 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
             from jobs import score
 
             score.require(config)  # and not after hours of training
+        if config.decoder.pretrained and not is_done(config, "train"):
+            from jobs import train
+
+            train.require(config)
         for stage in STAGES:
             if is_done(config, stage) and not (update and stage == "index"):
                 click.echo(f"{stage}: done before, skipped")

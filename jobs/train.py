@@ -16,6 +16,7 @@ from captioner import features, manifest, model, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
+from captioner.language_model import BytePairVocabulary, LanguageModel
 from captioner.metrics import CiderD
 from captioner.training import batches
 from captioner.training.progress import Progress
@@ -32,10 +33,11 @@ def train(config: JobConfig) -> dict[str, Any]:
     if config.decoder.attention != "none" and not identity.patches:
         raise InputError("decoder.attention: these features have no patch tokens")
     mixture.check(config, identity)
+    language_model, vocabulary = require(config)
     session.start(config.cluster)
     workers = session.trainers(config.cluster)
-    vocabulary = build_vocabulary(config)
-    model.write_description(config.at("model"), config, vocabulary, identity)
+    vocabulary = vocabulary or build_vocabulary(config)
+    model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
     counts = mixture.counts(config)
     images = {"train": mixture.drawn_of(counts, config), "val": _validation_images(config)}
@@ -44,6 +46,7 @@ def train(config: JobConfig) -> dict[str, Any]:
         task = Task(
             config=config,
             vocabulary=vocabulary,
+            language_model=language_model,
             identity=identity,
             images=images["train"],
             cider=cider(config) if config.train.self_critical.epochs else None,
@@ -78,6 +81,17 @@ def train(config: JobConfig) -> dict[str, Any]:
     }
     storage.write_summary(config.at("model"), summary)
     return summary
+
+
+def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary | None]:
+    """The language model that the decoder begins with, if any.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    if config.decoder.pretrained is None:
+        return None, None
+    return LanguageModel.pretrained(config.decoder.pretrained)
 
 
 def _validation_images(config: JobConfig) -> int:

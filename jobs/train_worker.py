@@ -20,7 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from captioner import decoders, model, storage
 from captioner.config import JobConfig, Train
+from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.identity import EncoderIdentity
+from captioner.language_model import AnyVocabulary, LanguageModel
 from captioner.metrics import CiderD
 from captioner.training import batches, progress, scoring, tensorboard
 from captioner.training.batches import Batch
@@ -28,7 +30,6 @@ from captioner.training.learner import Learner, Totals, train_epoch, validate
 from captioner.training.objective import Loss, cross_entropy
 from captioner.training.progress import Progress, Stage
 from captioner.training.self_critical import Reward, self_critical
-from captioner.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ class Task:
     """What all workers are given."""
 
     config: JobConfig
-    vocabulary: Vocabulary
+    vocabulary: AnyVocabulary
+    language_model: LanguageModel | None
     identity: EncoderIdentity
     images: int  # of the training split
     cider: CiderD | None  # for the self-critical stage
@@ -82,11 +84,14 @@ class Worker:
             progress.load_learner(directory, self._learner)
 
     def _new_learner(self, stage: Stage) -> Learner:
-        """With random weights for the first stage, with the best of it for the second."""
+        """With random or pretrained weights for the first stage, with its best for the second."""
         task, options = self._task, self._options
-        decoder = decoders.build(task.config.decoder, task.identity, len(task.vocabulary))
+        settings, size = task.config.decoder, len(task.vocabulary)
+        decoder = decoders.build(settings, task.identity, size, task.language_model)
         decoder.to(self._device)
         rate, epochs = options.learning_rate, options.epochs
+        if isinstance(decoder, GPT2Decoder) and settings.pretrained is not None:
+            decoder.load_pretrained(settings.pretrained)
         if stage == "self_critical":
             weights = storage.read_bytes(task.config.at("model", model.WEIGHTS))
             decoder.load_state_dict(safetensors.torch.load(weights))

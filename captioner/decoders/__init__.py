@@ -17,15 +17,34 @@ from __future__ import annotations
 from typing import Any
 
 from captioner.config import Decoder as DecoderOptions
+from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.decoders.lstm import LSTMDecoder
 from captioner.decoders.transformer import TransformerDecoder
 from captioner.identity import EncoderIdentity
+from captioner.language_model import LanguageModel
+
+Decoder = LSTMDecoder | TransformerDecoder | GPT2Decoder
 
 
 def build(
-    options: DecoderOptions, encoder: EncoderIdentity, vocabulary_size: int
-) -> LSTMDecoder | TransformerDecoder:
-    """The configured decoder, with random weights, for features of this encoder."""
+    options: DecoderOptions,
+    encoder: EncoderIdentity,
+    vocabulary_size: int,
+    language_model: LanguageModel | None = None,
+) -> Decoder:
+    """The configured decoder, with random weights, for features of this encoder.
+
+    ``language_model`` is for gpt2.
+    """
+    if options.type == "gpt2":
+        assert language_model is not None
+        return GPT2Decoder(
+            language_model=language_model,
+            embedding_size=encoder.embedding_size,
+            prefix_length=options.prefix_length,
+            freeze=options.freeze,
+            feature_dropout=options.feature_dropout,
+        )
     sizes: dict[str, Any] = {
         "vocabulary_size": vocabulary_size,
         "embedding_size": encoder.embedding_size,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from captioner import features
 from captioner.config import Train
-from captioner.vocabulary import EOS, PAD, Vocabulary
+from captioner.language_model import AnyVocabulary
+from captioner.vocabulary import EOS, PAD
 
 COLUMNS = ["serial", "split", "captions", "embedding", "tokens", "error"]
 
@@ -37,7 +38,9 @@ class Batch:
         return int((self.words[:, :, 0] != PAD).sum())
 
 
-def collate(rows: pa.Table, vocabulary: Vocabulary, options: Train, device: torch.device) -> Batch:
+def collate(
+    rows: pa.Table, vocabulary: AnyVocabulary, options: Train, device: torch.device
+) -> Batch:
     """Rows as ``features.with_references`` gives them -> tensors."""
     references = rows["references"].to_pylist()
     used = slice(1) if options.captions_per_image == "first" else slice(None)
@@ -86,7 +89,7 @@ def _floats(rows: pa.Table, name: str, mirror: Tensor, device: torch.device) -> 
 
 def batches(
     tables: Iterable[pa.Table],
-    vocabulary: Vocabulary,
+    vocabulary: AnyVocabulary,
     options: Train,
     device: torch.device,
     done: NDArray[np.int64] | None = None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from captioner.config import Search
+from captioner.language_model import AnyVocabulary
 from captioner.metrics import BleuStatistics, CiderD
 from captioner.search import beam_search
 from captioner.training.batches import Batch
-from captioner.vocabulary import Vocabulary
 
 Pair = tuple[list[str], list[list[str]]]  # a caption and its references, in words
 
@@ -16,7 +16,7 @@ Pair = tuple[list[str], list[list[str]]]  # a caption and its references, in wor
 class Scorer:
     """Captions images, each word the likeliest, and keeps them beside their references."""
 
-    def __init__(self, vocabulary: Vocabulary, max_words: int) -> None:
+    def __init__(self, vocabulary: AnyVocabulary, max_words: int) -> None:
         self.pairs: list[Pair] = []
         self._vocabulary = vocabulary
         self._search = Search(

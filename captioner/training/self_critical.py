@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from captioner.config import SelfCritical
 from captioner.decoders.words import by_step
+from captioner.language_model import AnyVocabulary
 from captioner.metrics import CiderD, sentence_bleu_4
 from captioner.search import NEVER, sample
 from captioner.training.batches import Batch
 from captioner.training.objective import Loss, of_words
-from captioner.vocabulary import END, EOS, PAD, SOS, Vocabulary
+from captioner.vocabulary import END, EOS, PAD, SOS
 
 
 class Reward:
@@ -53,7 +54,7 @@ def self_critical(
     model: nn.Module,
     batch: Batch,
     options: SelfCritical,
-    vocabulary: Vocabulary,
+    vocabulary: AnyVocabulary,
     reward: Reward,
 ) -> Loss:
     """The loss whose gradient is REINFORCE's, and the mean reward to write down.
@@ -99,6 +100,6 @@ def _drawn(decoder: Any, batch: Batch, options: SelfCritical) -> Tensor:
     return words.gather(1, order.unsqueeze(-1).expand_as(words))
 
 
-def _tokens(ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:
+def _tokens(ids: Sequence[int], vocabulary: AnyVocabulary) -> list[str]:
     said = vocabulary.said(ids)
     return [*said, END] if EOS in ids else said

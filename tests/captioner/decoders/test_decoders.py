@@ -14,12 +14,16 @@ from captioner import decoders
 from captioner.config import Decoder as Options
 from captioner.decoders.words import by_step
 from captioner.identity import EncoderIdentity
+from captioner.language_model import LanguageModel
 from captioner.search import sample
 from captioner.vocabulary import EOS, PAD, SOS
 
 VOCABULARY, EMBEDDING, PATCHES, CHANNELS = 11, 6, 4, 5
 SMALL: dict[str, Any] = {"embed_size": 6, "hidden_size": 8, "attention_size": 4, "heads": 2}
 TRANSFORMER = {"type": "transformer", "attention": "multi_head"}
+GPT2 = {"type": "gpt2", "attention": "none", "pretrained": "nowhere", "prefix_length": 3}
+SIZES = {"vocab_size": VOCABULARY - 4, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 64}
+LANGUAGE = LanguageModel({**SIZES, "bos_token_id": 0, "eos_token_id": 0}, end=0)
 KINDS: dict[str, dict[str, Any]] = {
     "lstm": {},
     "lstm, two layers": {"layers": 2},
@@ -29,6 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "transformer": {**TRANSFORMER, "layers": 2},
     "transformer, tied": {**TRANSFORMER, "tie_weights": True},
     "transformer, blind to patches": {**TRANSFORMER, "attention": "none"},
+    "gpt2, blind to patches": GPT2,
+    "gpt2, frozen, blind to patches": {**GPT2, "freeze": True},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_seeing_kind = pytest.mark.parametrize("kind", [k for k in KINDS if "blind" not in k])
@@ -43,7 +49,7 @@ def make(make_identity: Callable[..., EncoderIdentity]) -> Make:
     def build(kind: str, **changes: Any) -> Any:
         torch.manual_seed(0)
         options = Options(**{**SMALL, **KINDS[kind], **changes})
-        return decoders.build(options, make_identity(), VOCABULARY).eval()
+        return decoders.build(options, make_identity(), VOCABULARY, LANGUAGE).eval()
 
     return build
 
@@ -208,6 +214,10 @@ def loss_of(decoder: nn.Module, words: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, said, reduction="sum")
 
 
+def learning(decoder: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [each for each in decoder.named_parameters() if each[1].requires_grad]
+
+
 @every_kind
 def test_padding_has_no_influence_on_gradients(make: Make, kind: str) -> None:
     words = random_words(2, 2, 6)
@@ -218,7 +228,7 @@ def test_padding_has_no_influence_on_gradients(make: Make, kind: str) -> None:
     for batch in (words, padded):
         decoder = make(kind)
         loss_of(decoder, batch).backward()
-        gradients.append({name: value.grad for name, value in decoder.named_parameters()})
+        gradients.append({name: value.grad for name, value in learning(decoder)})
     for name, gradient in gradients[0].items():
         assert gradient is not None, name
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
@@ -250,7 +260,7 @@ def test_captions_that_end_early_do_not_change_the_longer_ones(make: Make, kind:
 def test_every_weight_learns(make: Make, kind: str) -> None:
     decoder = make(kind)
     loss_of(decoder, random_words(2, 2, 6)).backward()
-    still = {name for name, value in decoder.named_parameters() if not value.grad.any()}
+    still = {name for name, value in learning(decoder) if not value.grad.any()}
     if kind == "transformer, blind to patches":  # the whole image alone: there is nothing to choose
         still -= {name for name in still if "look.query" in name or "look_norm" in name}
     assert not still
@@ -259,6 +269,8 @@ def test_every_weight_learns(make: Make, kind: str) -> None:
 @every_kind
 @pytest.mark.parametrize("where", ["dropout", "embed_dropout", "feature_dropout"])
 def test_dropout_acts_in_training_alone(make: Make, kind: str, where: str) -> None:
+    if "frozen" in kind and where != "feature_dropout":
+        pytest.skip("a frozen language model has no dropout")
     decoder = make(kind, **{where: 0.5})
     arguments = (*features(2), random_words(2, 2, 5))
     torch.testing.assert_close(decoder(*arguments)[0], decoder(*arguments)[0])
@@ -287,8 +299,12 @@ def test_captions_are_drawn_as_often_as_the_decoder_finds_them_likely(
         {"type": "transformer", "attention": "multi_head", "gate": True},
         {"type": "transformer", "attention": "multi_head", "hidden_size": 12, "heads": 8},
         {"attention": "multi_head", "attention_size": 12, "heads": 8},
+        {**GPT2, "attention": "additive"},
+        {**GPT2, "gate": True},
+        {**GPT2, "pretrained": None},
+        {"pretrained": "gpt2"},
     ],
 )
 def test_options_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"transformer|heads"):
+    with pytest.raises(ValidationError, match=r"transformer|heads|gpt2"):
         Options(**wrong)

@@ -13,12 +13,13 @@ import torch
 from captioner import decoders
 from captioner.config import Decoder, Search, Train
 from captioner.identity import EncoderIdentity
+from captioner.language_model import LanguageModel
 from captioner.scenes import Scene
 from captioner.search import beam_search
 from captioner.training.batches import Batch, padded
 from captioner.training.learner import Learner
 from captioner.training.objective import cross_entropy
-from captioner.vocabulary import Vocabulary, count_words, tokenize
+from captioner.vocabulary import SPECIAL, Vocabulary, count_words, tokenize
 
 IMAGES, STEPS = 32, 120
 
@@ -54,6 +55,7 @@ def pictures() -> tuple[Batch, Vocabulary, list[str]]:
         {"attention": "multi_head"},
         {"attention": "none"},
         {"type": "transformer", "attention": "multi_head", "layers": 2},
+        {"type": "gpt2", "attention": "none", "pretrained": "nowhere", "prefix_length": 4},
     ],
     ids=lambda options: f"{options.get('type', 'lstm')}, {options['attention']}",
 )
@@ -67,7 +69,10 @@ def test_a_decoder_learns_thirty_two_pictures_by_heart(
     identity = make_identity(embedding_size=12 * 12 * 3, patches=36, channels=48)
     torch.manual_seed(0)
     sizes = {"embed_size": 64, "hidden_size": 128, "attention_size": 64, "heads": 4}
-    decoder = decoders.build(Decoder(**{**sizes, **options}), identity, len(vocabulary))
+    end = len(vocabulary) - len(SPECIAL)  # behind its words
+    size = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": end + 1}
+    language = LanguageModel({**size, "bos_token_id": end, "eos_token_id": end}, end)
+    decoder = decoders.build(Decoder(**{**sizes, **options}), identity, len(vocabulary), language)
     train = Train(precision="float32", gradient_clip=1.0, schedule="cosine")
     learner = Learner(decoder, train, 4e-3, STEPS, warmup_steps=10)
     for _ in range(STEPS):
