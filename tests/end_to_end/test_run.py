@@ -17,6 +17,7 @@ from captioner.config import load
 from captioner.encoder import Encoder
 from captioner.images import decode
 from captioner.vocabulary import tokenize
+from tests.language import save_gpt2
 
 Cli = Callable[..., Result]
 
@@ -130,6 +131,28 @@ def test_a_finished_run_goes_on_with_self_critical_training(
     assert "self_critical" in (finished_run / "config.yaml").read_text()
     again = captioner("run", finished_run, "--set=train.self_critical.epochs=2", status=2).output
     assert "train.self_critical.epochs: 1 there, 2 here" in again
+
+
+def test_a_pretrained_language_model_is_trained_and_captions(
+    captioner: Cli, extracted_run: Path, tmp_path: Path
+) -> None:
+    texts = manifest.read(str(extracted_run / "manifest"))["captions"].to_pylist()
+    there = save_gpt2(tmp_path / "gpt2", [text for captions in texts for text in captions])
+    options = {"type": "gpt2", "attention": "none", "gate": "false", "tie_weights": "false"}
+    settings = [f"--set=decoder.{key}={value}" for key, value in options.items()]
+    settings.append("--set=train.learning_rate=0.01")
+    captioner("run", extracted_run, *settings, f"--set=decoder.pretrained={there}")
+    model = extracted_run / "model"
+    losses = [json.loads(line)["val_loss"] for line in (model / "history.jsonl").open()]
+    assert losses[-1] < losses[0] < 5.0  # from log(300)
+    assert (model / "language_model.json").exists()
+    assert "byte_pairs" in (model / "vocabulary.json").read_text()
+    captions = manifest.read(str(extracted_run / "captions"))["caption"]
+    assert captions.null_count == 0
+    gone = captioner(
+        "train", extracted_run, *settings, f"--set=decoder.pretrained={tmp_path}/x", status=2
+    )
+    assert "decoder.pretrained" in gone.output
 
 
 def test_run_directory_of_another_configuration_is_refused_with_the_difference(
