@@ -35,7 +35,7 @@ class Encoder:
         self._forward = _forward_of(self._tower)
         self._device = torch.device(device)
         self._dtype = precision.choose(options.precision, self._device)
-        preprocessing = _preprocessing(self._tower)
+        preprocessing = preprocessing_of(self._tower)
         digest = weights_digest(self._tower)
         self._tower.to(device=self._device, dtype=self._dtype)
         if self._device.type == "cuda":  # the layout of tensor cores; CPUs gain nothing by it
@@ -217,7 +217,8 @@ def _no_weights(options: EncoderOptions, schema: str | None, name: str, error: E
     )
 
 
-def _preprocessing(tower: Any) -> Preprocessing:
+def preprocessing_of(tower: Any) -> Preprocessing:
+    """How open_clip says that this image tower wants its images."""
     settings = tower.preprocess_cfg
     size = settings["size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -233,7 +234,7 @@ def _preprocessing(tower: Any) -> Preprocessing:
 
 
 def weights_digest(tower: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of the image tower alone, before any cast."""
+    """SHA-256 over names, shapes and values of a model, before any cast."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

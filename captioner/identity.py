@@ -52,7 +52,8 @@ class EncoderIdentity:
             f"weights {self.pretrained}" if self.has_real_weights else "RANDOM WEIGHTS (untrained)"
         )
         tokens = f", {self.patches} tokens of {self.channels}" if self.patches else ""
-        return f"{self.name}, {weights}, embedding {self.embedding_size}{tokens}"
+        embedding = f", embedding {self.embedding_size}" if self.embedding_size else ""
+        return f"{self.name}, {weights}{embedding}{tokens}"
 
     def difference(self, other: EncoderIdentity) -> str | None:
         """Why features of ``other`` do not fit a model made with this encoder; None: they do."""

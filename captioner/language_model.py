@@ -21,6 +21,9 @@ def needs_extra() -> Iterator[None]:
         InputError: transformers is not installed.
     """
     try:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # Ray's workers would each draw one
         yield
     except ImportError as error:
         raise InputError(

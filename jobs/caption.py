@@ -10,10 +10,9 @@ import pyarrow as pa
 import torch
 from ray.data import Dataset
 
-from captioner import features, manifest, storage
+from captioner import backends, features, manifest, storage
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
-from captioner.encoder import Encoder
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import Caption, CaptionModel
@@ -45,26 +44,31 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     rows = table_rows.Input(config.at("features"), columns, config.caption.splits)
     if not manifest.count(rows.url, rows.splits):
         raise InputError(f"caption.splits: no images in {', '.join(rows.splits)}")
-    return _caption(config, model_url, None, rows, schema, lambda shards, tally: shards)
+    arguments = (storage.resolve(model_url),)
+    return _caption(config, CaptionFeatures, arguments, rows, schema, lambda shards, tally: shards)
 
 
-def caption_images(config: JobConfig, model_url: str) -> dict[str, Any]:
-    """Caption the images of a manifest without features on disk: encode and search in one."""
-    encoder = Encoder(config.encoder).identity
-    CaptionModel.load(model_url).check_encoder(encoder, config.encoder.model)
+def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
+    """Caption the images of a manifest without features on disk: encode and search in one.
+
+    ``model`` is a model directory, ``hf:NAME`` or ``coca:NAME``.
+    """
+    # The driver loads it too: what cannot be had stops the job here, before Ray starts.
+    encoder = backends.load(model, config.encoder, config.search).identity
     schema = SCHEMA.with_metadata(encoder.metadata())
     rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
+    where = model if backends.is_foreign(model) else storage.resolve(model)
 
     def decoded(images: Dataset, tally: Any) -> Dataset:
         return stream.decoded(images, encoder.preprocessing, config, tally)
 
-    return _caption(config, model_url, config.encoder, rows, schema, decoded)
+    return _caption(config, CaptionImages, (where, config.encoder), rows, schema, decoded)
 
 
 def _caption(
     config: JobConfig,
-    model_url: str,
-    encoder: EncoderOptions | None,
+    actor: type,
+    arguments: tuple[Any, ...],
     rows: table_rows.Input,
     schema: pa.Schema,
     prepared: Callable[[Dataset, Any], Dataset],
@@ -74,9 +78,9 @@ def _caption(
     batch_size = config.caption.batch_size
 
     def build(images: Dataset, tally: Any) -> Dataset:
-        arguments = (storage.resolve(model_url), config.search, encoder, pool, tally)
         ready = prepared(images, tally)
-        return stream.in_pool(ready, CaptionRows, arguments, batch_size, pool)
+        common = (config.search, pool, tally)
+        return stream.in_pool(ready, actor, (*arguments, *common), batch_size, pool)
 
     target, size = config.at("captions"), config.caption.rows_per_file
     summary = stream.run("caption", rows, target, schema, size, batch_size, config, build)
@@ -91,39 +95,45 @@ def write_json_lines(captions: str, url: str) -> None:
     storage.write_text(url, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-class CaptionRows:
-    """Actor: rows with features, or with pixels where an encoder is given -> caption rows."""
+class CaptionFeatures:
+    """Actor: rows with features -> caption rows."""
+
+    def __init__(self, model_url: str, search: Search, pool: session.Workers, tally: Any) -> None:
+        torch.set_num_threads(pool.threads)
+        self._model = CaptionModel.load(model_url, pool.device)
+        self._search, self._reporter = search, Reporter(tally)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        valid = rows["error"].is_null().to_numpy()
+        good = rows.filter(pa.array(valid))
+        embedding = features.to_numpy(good["embedding"])
+        has_tokens = "tokens" in rows.column_names
+        tokens = features.to_numpy(good["tokens"]) if has_tokens else None
+        found = iter(self._model.caption(embedding, tokens, self._search))
+        self._reporter.add(len(rows), blocks.errors_of(rows))
+        return caption_rows(rows, [next(found) if ok else None for ok in valid])
+
+
+class CaptionImages:
+    """Actor: rows with pixels -> caption rows."""
 
     def __init__(
         self,
-        model_url: str,
+        model: str,
+        encoder: EncoderOptions,
         search: Search,
-        encoder: EncoderOptions | None,
         pool: session.Workers,
         tally: Any,
     ) -> None:
         torch.set_num_threads(pool.threads)
-        self._model = CaptionModel.load(model_url, pool.device)
-        self._encoder = Encoder(encoder, pool.device) if encoder else None
+        self._backend = backends.load(model, encoder, search, pool.device)
         self._search, self._reporter = search, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        if self._encoder is not None:
-            valid, pixels = extract.valid_pixels(rows, self._encoder)
-            embedding, tokens = (
-                None if values is None else values.numpy()
-                for values in self._encoder.encode(pixels)
-            )
-        else:
-            valid = rows["error"].is_null().to_numpy()
-            good = rows.filter(pa.array(valid))
-            embedding = features.to_numpy(good["embedding"])
-            has_tokens = "tokens" in rows.column_names
-            tokens = features.to_numpy(good["tokens"]) if has_tokens else None
-        found = iter(self._model.caption(embedding, tokens, self._search))
-        captions = [next(found) if ok else None for ok in valid]
+        valid, pixels = extract.valid_pixels(rows, self._backend.identity.preprocessing)
+        found = iter(self._backend.caption(pixels, self._search))
         self._reporter.add(len(rows), blocks.errors_of(rows))
-        return caption_rows(rows, captions)
+        return caption_rows(rows, [next(found) if ok else None for ok in valid])
 
 
 def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:

@@ -180,7 +180,11 @@ def train(config: JobConfig) -> None:
 
 @main.command()
 @click.argument("source")
-@click.option("--model", metavar="DIR", help="Caption SOURCE, a directory, with this model.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Caption SOURCE, a directory, with this: DIR, hf:NAME, coca:NAME.",
+)
 @click.option("--out", metavar="DIR", help="Where to, with --model.")
 @click.option("--captions", metavar="FILE", help="References to score by, with --model.")
 @click.option("--jsonl", is_flag=True, help="Write captions.jsonl beside the Parquet shards.")
@@ -203,6 +207,7 @@ def caption(
     \b
     Examples:
       captioner caption ~/Photos --model runs/flickr8k/model --out runs/photos --jsonl
+      captioner caption ~/Photos --model hf:Salesforce/blip-image-captioning-base --out runs/blip
       captioner caption runs/flickr8k
     """
     extra = (*overrides, "caption.json_lines=true") if jsonl else overrides

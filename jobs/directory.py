@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from captioner import backends, storage
 from captioner import config as configuration
-from captioner import storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from jobs import pipeline
@@ -42,7 +42,7 @@ def caption(
             lines.append(pipeline.renew_errors(config, "caption"))
         lines.append(stream.describe("caption", job.caption_images(config, model)))
         if captions:
-            lines.append(score.describe(score.score(config, model)))
+            lines.append(score.describe(score.score(config)))
     lines.append(f"captions: {config.at('captions')}")
     return pipeline.with_warning(config, "\n".join(lines))
 
@@ -50,11 +50,24 @@ def caption(
 def job_config(
     images: str, model: str, out: str, captions: str | None, overrides: tuple[str, ...]
 ) -> JobConfig:
-    """The model's own configuration, turned to another source and run directory."""
-    url = storage.join(storage.resolve(model), "config.yaml")
-    if not storage.exists(url):
-        raise InputError(f"{model}: not a model directory: no config.yaml in it")
-    values: dict[str, Any] = yaml.safe_load(storage.read_text(url))
+    """The model's own configuration, turned to another source and run directory; of somebody
+    else's captioner, its name and the defaults."""
+    values: dict[str, Any]
+    if backends.is_foreign(model):
+        url = model
+        encoder = {"model": model, "pretrained": "its own", "tokens": False}
+        values = {
+            "encoder": encoder,
+            "decoder": {"attention": "none"},
+            "search": {"repetition_penalty": 1.0},
+        }
+    else:
+        url = storage.join(storage.resolve(model), "config.yaml")
+        if not storage.exists(url):
+            raise InputError(
+                f"{model}: not a model directory: no config.yaml in it (nor hf:NAME or coca:NAME)"
+            )
+        values = yaml.safe_load(storage.read_text(url))
     values |= {
         "name": f"captions of {images}",
         "run": out,

@@ -21,6 +21,7 @@ from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
+from captioner.images import Preprocessing
 from jobs import session, stream, table_rows
 from jobs.blocks import errors_of
 from jobs.progress import Reporter
@@ -80,7 +81,7 @@ class EncodeImages:
         self._schema, self._reporter = schema, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        valid, pixels = valid_pixels(rows, self._encoder)
+        valid, pixels = valid_pixels(rows, self._encoder.identity.preprocessing)
         arrays = {name: rows[name] for name in self._schema.names if name in rows.column_names}
         arrays |= self._encoded(valid, pixels)
         if "embedding" + features.MIRRORED in self._schema.names:
@@ -101,9 +102,8 @@ class EncodeImages:
         }
 
 
-def valid_pixels(rows: pa.Table, encoder: Encoder) -> tuple[Any, Any]:
+def valid_pixels(rows: pa.Table, target: Preprocessing) -> tuple[Any, Any]:
     """Which rows were decoded, ``(rows,) bool``, and their pixels ``(valid, h, w, 3) uint8``."""
-    target = encoder.identity.preprocessing
     column = rows["pixels"].combine_chunks()
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     width = column.type.byte_width

@@ -228,7 +228,7 @@ def _caption(config: JobConfig) -> str:
 def _score(config: JobConfig) -> str:
     from jobs import score
 
-    return score.describe(score.score(config, config.at("model")))
+    return score.describe(score.score(config))
 
 
 def _report(config: JobConfig) -> str:

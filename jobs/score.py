@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
-from captioner import manifest, scores, storage
+from captioner import features, manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import ORDERS, CiderD, Variety, java, most_frequent
@@ -41,8 +41,8 @@ def require(config: JobConfig) -> None:
         TextEncoder(config.encoder)
 
 
-def score(config: JobConfig, model_url: str) -> dict[str, Any]:
-    """Score ``captions/``, which this model made, into ``scores/`` and ``metrics.json``.
+def score(config: JobConfig) -> dict[str, Any]:
+    """Score ``captions/`` into ``scores/`` and ``metrics.json``.
 
     Raises:
         InputError: no caption has a reference, or what a score needs is missing.
@@ -75,7 +75,7 @@ def score(config: JobConfig, model_url: str) -> dict[str, Any]:
         "distinct_share": variety.distinct / max(1, variety.captions),
         "most_frequent_caption": variety.most_frequent,
         "most_frequent_share": variety.most_frequent_share,
-        "encoder": storage.read_json(storage.join(storage.resolve(model_url), "encoder.json")),
+        "encoder": features.read_identity(captions).to_dict(),
     }
     storage.write_json(config.at("metrics.json"), metrics)
     return metrics

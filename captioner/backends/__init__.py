@@ -1,0 +1,62 @@
+"""What turns pixels into captions: a model trained here, or somebody else's.
+
+A model is a directory that ``captioner train`` has made, ``hf:NAME`` or ``coca:NAME``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from captioner.config import Encoder as EncoderOptions
+from captioner.config import Search
+from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
+from captioner.model import Caption
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+_PREFIXES = ("hf:", "coca:")
+
+
+class Backend(Protocol):
+    @property
+    def identity(self) -> EncoderIdentity:
+        """What looks at the images, and how it wants them."""
+
+    def caption(self, pixels: Pixels, search: Search) -> list[Caption]:
+        """Caption ``pixels: (images, height, width, 3) uint8``."""
+
+
+def is_foreign(model: str) -> bool:
+    """Whether this is somebody else's captioner, and no model directory."""
+    return model.startswith(_PREFIXES)
+
+
+def load(
+    model: str, encoder: EncoderOptions, search: Search, device: str | torch.device = "cpu"
+) -> Backend:
+    """Load a captioner.
+
+    Args:
+        encoder: of a model directory, the tower to put in front; of others the precision counts.
+        search: what it will be asked for.
+
+    Raises:
+        InputError: it cannot be had, does not fit, or does not know such a search.
+    """
+    if not is_foreign(model):
+        from captioner.backends.trained import TrainedCaptioner
+
+        return TrainedCaptioner(model, encoder, device)
+    kind, _, name = model.partition(":")
+    if kind == "coca":
+        from captioner.backends.coca import CoCaCaptioner
+
+        return CoCaCaptioner(name, encoder.precision, device)
+    if search.consensus is not None:
+        raise InputError(f"search.consensus: {model} searches by itself, and knows no consensus")
+    from captioner.backends.transformers import TransformersCaptioner
+
+    return TransformersCaptioner(name, encoder.precision, device)

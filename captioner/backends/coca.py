@@ -1,0 +1,126 @@
+"""open_clip's own captioner: CoCa (Yu et al., "CoCa: Contrastive Captioners are Image-Text
+Foundation Models", TMLR 2022).
+
+Its text tower reads the caption so far, its multimodal decoder looks at the image and scores the
+next word. The search is this project's: open_clip's stands on parts of transformers that are no
+longer there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from torch import Tensor
+
+from captioner import precision as precisions
+from captioner.backends import Pixels
+from captioner.backends.pixels import normalised
+from captioner.config import Encoder as EncoderOptions
+from captioner.config import Precision, Search
+from captioner.consensus import most_agreed
+from captioner.encoder import create_model, preprocessing_of, weights_digest
+from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
+from captioner.language_model import FIRST
+from captioner.model import Caption
+from captioner.search import beam_search
+from captioner.vocabulary import EOS
+
+
+class State(NamedTuple):
+    words: Tensor  # (images, rows, length), in CoCa's own ids
+
+
+class Memory(NamedTuple):
+    """What CoCa sees of an image, shared by all its rows."""
+
+    whole: Tensor  # (images, embedding_size)
+    tokens: Tensor  # (images, queries, channels)
+
+
+class CoCaCaptioner:
+    def __init__(self, name: str, precision: Precision, device: str | torch.device) -> None:
+        """``name`` is MODEL or MODEL/WEIGHTS, as open_clip names them, or ``local-dir:PATH``.
+
+        Raises:
+            InputError: its weights cannot be had, or it is no CoCa.
+        """
+        model, _, weights = name.partition("/")
+        if ":" in model:  # local-dir: and hf-hub: bring their own
+            model, weights = name, ""
+        known = open_clip.list_pretrained_tags_by_model(model)
+        weights = weights or (known[0] if known else "")
+        options = EncoderOptions(model=model, pretrained=weights or "its own")
+        self._device = torch.device(device)
+        self._dtype = precisions.choose(precision, self._device)
+        coca, _ = create_model(options)
+        if not hasattr(coca, "text_decoder"):
+            raise InputError(f"coca:{name}: open_clip's {model} is no CoCa: it writes no captions")
+        self._coca = coca.eval().requires_grad_(False).to(self._device)
+        self._tokenizer = open_clip.get_tokenizer(model)
+        self.identity = EncoderIdentity(
+            model=f"coca:{model}",
+            pretrained=options.pretrained,
+            quick_gelu=False,
+            weights_sha256=weights_digest(coca),
+            preprocessing=preprocessing_of(coca.visual),
+            embedding_size=0,
+            patches=0,
+            channels=0,
+            open_clip_version=open_clip.__version__,
+        )
+
+    @torch.inference_mode()
+    def caption(self, pixels: Pixels, search: Search) -> list[Caption]:
+        """By beam search, ``search.max_words`` counting its byte pairs."""
+        if not len(pixels):
+            return []
+        with torch.autocast(
+            self._device.type, self._dtype, enabled=self._dtype is not torch.float32
+        ):
+            images = normalised(pixels, self.identity.preprocessing, self._device)
+            memory = self.memory(images)
+            found = beam_search(self, memory, len(images), search)
+        captions = []
+        for beams, logs in zip(found.words.tolist(), found.log_probability.tolist()):
+            texts = [self._text(ids) for ids in beams]
+            best = 0
+            if search.consensus is not None:
+                best = most_agreed([text.split() for text in texts], logs, search.consensus)
+            captions.append(Caption(texts[best], logs[best]))
+        return captions
+
+    def memory(self, images: Tensor) -> Memory:
+        """``images: (images, 3, height, width)``, normalised."""
+        return Memory(*self._coca._encode_image(images))
+
+    def start(self, memory: Memory, rows: int) -> State:
+        images = len(memory.tokens)
+        return State(torch.empty(images, rows, 0, dtype=torch.int64, device=self._device))
+
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, None]:
+        """Read ``words: (images, rows)`` -> ``logits: (images, rows, vocabulary)``, in the order of
+        ``BytePairVocabulary``. The caption so far is read anew: CoCa keeps no keys and values."""
+        images, rows = words.shape
+        start, end = self._tokenizer.sot_token_id, self._tokenizer.eot_token_id
+        theirs = torch.where(words < FIRST, start, words - FIRST)
+        state = State(torch.cat([state.words, theirs.unsqueeze(-1)], dim=-1))
+        found: dict[str, Any] = self._coca(
+            None,
+            state.words.flatten(0, 1),
+            image_latent=memory.whole.repeat_interleave(rows, dim=0),
+            image_embs=memory.tokens.repeat_interleave(rows, dim=0),
+            output_labels=False,
+        )
+        scores = found["logits"][:, -1].view(images, rows, -1).float()
+        stops = scores[..., end : end + 1].clone()
+        scores[..., [start, end]] = -torch.inf
+        never = torch.full_like(stops, -torch.inf)
+        return torch.cat([never, never, stops, never, scores], dim=-1), state, None
+
+    def _text(self, ids: list[int]) -> str:
+        said = ids[: ids.index(EOS)] if EOS in ids else ids
+        theirs = [number - FIRST for number in said if number >= FIRST]
+        return str(self._tokenizer.decode(theirs)).strip()
