@@ -14,6 +14,7 @@ from ray.data import Dataset
 
 from captioner import features, manifest, model, storage
 from captioner.config import JobConfig
+from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import BytePairVocabulary, LanguageModel
@@ -87,11 +88,14 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
     """The language model that the decoder begins with, if any.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: it, or its weights, cannot be had.
     """
-    if config.decoder.pretrained is None:
+    name = config.decoder.pretrained
+    if name is None:
         return None, None
-    return LanguageModel.pretrained(config.decoder.pretrained)
+    language_model, vocabulary = LanguageModel.pretrained(name)
+    GPT2Decoder(language_model=language_model, embedding_size=1).load_pretrained(name)
+    return language_model, vocabulary
 
 
 def _validation_images(config: JobConfig) -> int:
@@ -141,7 +145,7 @@ def _datasets(
     datasets = {split: feature_rows(config, identity, split) for split in ("train", "val")}
     views = 2 if config.features.mirrored else 1
     size = identity.bytes_per_image * views + _CAPTION_BYTES
-    if images * size < session.object_store_bytes() / 4:
+    if images * size < session.object_store_bytes() / 2:
         # Small enough to stay in memory: no epoch has to read and decompress the shards again.
         datasets = {split: rows.materialize() for split, rows in datasets.items()}
     shares = [run.share for run in mixture.runs(config)]

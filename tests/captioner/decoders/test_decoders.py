@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from captioner import decoders
 from captioner.config import Decoder as Options
+from captioner.config import Search
 from captioner.decoders.words import by_step
 from captioner.identity import EncoderIdentity
 from captioner.language_model import LanguageModel
-from captioner.search import sample
+from captioner.search import NEVER, beam_search, sample
 from captioner.vocabulary import EOS, PAD, SOS
 
 VOCABULARY, EMBEDDING, PATCHES, CHANNELS = 11, 6, 4, 5
@@ -290,6 +291,22 @@ def test_captions_are_drawn_as_often_as_the_decoder_finds_them_likely(
     logits[:, :, [PAD, SOS, 3]] = -torch.inf
     often = torch.bincount(words[0, :, 0], minlength=VOCABULARY) / 4000
     torch.testing.assert_close(often, logits[0, 0].softmax(-1), atol=0.03, rtol=0)
+
+
+@every_kind
+@torch.inference_mode()
+def test_search_gives_captions_the_probability_that_training_would(make: Make, kind: str) -> None:
+    """What it remembers of a beam goes with the beam."""
+    decoder = make(kind)
+    embedding, tokens = features(3)
+    search = Search(beam_size=4, length_penalty=0.5, repetition_penalty=1.0, max_words=5)
+    found = beam_search(decoder, decoder.memory(embedding, tokens), 3, search)
+    inputs = torch.cat([torch.full((3, 4, 1), SOS), found.words[:, :, :-1]], dim=-1)
+    logits = logits_of(decoder, embedding, tokens, inputs)
+    logits[..., NEVER] = -torch.inf
+    each = logits.log_softmax(-1).gather(-1, found.words.unsqueeze(-1)).squeeze(-1)
+    total = each.masked_fill(found.words == PAD, 0.0).sum(-1)
+    torch.testing.assert_close(total, found.log_probability)
 
 
 @pytest.mark.parametrize(
