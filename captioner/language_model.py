@@ -49,12 +49,12 @@ class LanguageModel:
         with needs_extra():
             from transformers import AutoConfig, AutoTokenizer
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             if config.model_type != "gpt2":
                 raise InputError(
                     f"decoder.pretrained: {name} is a {config.model_type}, and no GPT-2"
                 )
-            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"decoder.pretrained: {name} is neither a directory with a language model nor one "

@@ -37,9 +37,9 @@ class TransformersCaptioner:
                 AutoTokenizer,
             )
         try:
-            model = AutoModelForImageTextToText.from_pretrained(name)
-            processor = AutoImageProcessor.from_pretrained(name)
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"hf:{name}: neither a directory with an image-to-text model nor one that the "
