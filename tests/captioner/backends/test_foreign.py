@@ -106,7 +106,7 @@ def test_coca_says_its_likeliest_words(saved: dict[str, Path], pixels: Any) -> N
     tokenizer = open_clip.get_tokenizer(name)
     normal = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.25
     for image, caption in zip(normal, found):
-        ids, total = [tokenizer.sot_token_id], 0.0
+        ids = [tokenizer.sot_token_id]
         with torch.inference_mode():
             while len(ids) < 10 and ids[-1] != tokenizer.eot_token_id:
                 out = model(image[None], torch.tensor([ids]), output_labels=False)
