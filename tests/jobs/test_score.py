@@ -54,12 +54,12 @@ def build(root: Path, **also: Any) -> JobConfig:
         some = rows.slice(part * 15, 15)
         storage.write_table(config.at("features", f"{part}.parquet"), some)
         said = [None if row["error"] else Caption(_said(row), -1.0) for row in some.to_pylist()]
-        storage.write_table(config.at("captions", f"{2 - part}.parquet"), caption_rows(some, said))
+        table = caption_rows(some, said).replace_schema_metadata(encoder.identity.metadata())
+        storage.write_table(config.at("captions", f"{2 - part}.parquet"), table)
     storage.write_summary(config.at("captions"), {"rows": len(rows), "serial": IMAGES - 1})
     shared = [name for name in manifest.SCHEMA.names if name in rows.column_names]
     listed = pa.Table.from_pylist(rows.select(shared).to_pylist(), schema=manifest.SCHEMA)
     storage.write_table(config.at("manifest", "part-0.parquet"), listed)
-    storage.write_json(config.at("model", "encoder.json"), encoder.identity.to_dict())
     return config
 
 
@@ -101,7 +101,7 @@ def _said(row: dict[str, Any]) -> str:
 
 def scored(config: JobConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What is written: ``metrics.json``, and the rows of ``scores/`` in order."""
-    returned = score.score(config, config.at("model"))
+    returned = score.score(config)
     written = storage.read_json(config.at("metrics.json"))
     assert written == json.loads(json.dumps(returned))
     rows: list[dict[str, Any]] = manifest.read(config.at("scores")).sort_by("image_id").to_pylist()
@@ -181,7 +181,7 @@ def test_clip_score_without_features_is_refused(tmp_path: Path) -> None:
     config = build(tmp_path, also=["clip_score"])
     storage.remove(config.at("features"))
     with pytest.raises(InputError, match="clip_score needs the image embeddings of a run"):
-        score.score(config, config.at("model"))
+        score.score(config)
     assert not storage.exists(config.at("scores"))
 
 
@@ -189,7 +189,7 @@ def test_clip_score_of_another_towers_features_is_refused(tmp_path: Path) -> Non
     config = build(tmp_path, also=["clip_score"])
     other = config.encoder.model_copy(update={"seed": 1})
     with pytest.raises(InputError, match="these features are of another encoder"):
-        score.score(config.model_copy(update={"encoder": other}), config.at("model"))
+        score.score(config.model_copy(update={"encoder": other}))
 
 
 def test_captions_without_references_are_refused(cluster: str, tmp_path: Path) -> None:
@@ -200,4 +200,4 @@ def test_captions_without_references_are_refused(cluster: str, tmp_path: Path) -
         place = rows.schema.get_field_index("references")
         storage.write_table(str(file), rows.set_column(place, "references", nothing))
     with pytest.raises(InputError, match="no caption has a reference to score it by"):
-        score.score(config, config.at("model"))
+        score.score(config)
