@@ -36,7 +36,7 @@ def caption(
         )
     score.require(config)
     with pipeline.at_work(config):
-        pipeline.prepare(config)
+        pipeline.prepare(config, fused=True)
         lines = [index.describe(index.index(config))]
         if retry_errors:
             lines.append(pipeline.renew_errors(config, "caption"))

@@ -130,9 +130,12 @@ def _version(config: JobConfig, stage: str) -> tuple[str | None, int] | None:
     return (summary.get("manifest"), summary["serial"]) if summary else None
 
 
-def prepare(config: JobConfig, redo: str | None = None) -> None:
+def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> None:
     """Make the run directory this configuration's, or see that it already is; complete what a
     crash has left of a manifest before anything reads it.
+
+    ``fused``: images are captioned without features and training of their own, so that captions
+    are what another encoder or decoder makes stale.
 
     Raises:
         InputError: results in it were made with another configuration.
@@ -144,7 +147,7 @@ def prepare(config: JobConfig, redo: str | None = None) -> None:
         differences = {
             key: values
             for key, values in configuration.differences(before, config).items()
-            if configuration.stage_of(key) not in again and _has_begun(config, key)
+            if configuration.stage_of(key) not in again and _has_begun(config, key, fused)
         }
         if differences and _only_a_second_stage(before, differences):
             click.echo("train: goes on with the self-critical stage")
@@ -156,11 +159,15 @@ def prepare(config: JobConfig, redo: str | None = None) -> None:
                 f"  {key}: {old!r} there, {new!r} here" for key, (old, new) in differences.items()
             ]
             first = min(map(configuration.stage_of, differences), key=STAGES.index)
+            way_out = (
+                "Give --out a new directory"
+                if fused
+                else "Set run= to a new directory, or do these stages again with "
+                f"`captioner run --redo {first}`"
+            )
             raise InputError(
                 f"{config.at()}: this run directory belongs to another configuration:\n"
-                + "\n".join(lines)
-                + "\nSet run= to a new directory, or do these stages again with "
-                f"`captioner run --redo {first}`"
+                + "\n".join([*lines, way_out])
             )
         for stage in reversed(again):  # a crash in between leaves nothing that rests on nothing
             discard(config, stage)
@@ -184,9 +191,12 @@ def discard(config: JobConfig, stage: str) -> None:
         storage.remove(output)
 
 
-def _has_begun(config: JobConfig, key: str) -> bool:
+def _has_begun(config: JobConfig, key: str, fused: bool) -> bool:
     """Whether the first stage that reads ``key`` has left anything in the run directory."""
-    return storage.exists(config.at(_OUTPUTS[configuration.stage_of(key)][0]))
+    stage = configuration.stage_of(key)
+    if fused and stage in ("extract", "train"):
+        stage = "caption"
+    return storage.exists(config.at(_OUTPUTS[stage][0]))
 
 
 def _stage_function(stage: str) -> Callable[[JobConfig], str]:
