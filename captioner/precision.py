@@ -16,3 +16,8 @@ def choose(name: str, device: torch.device) -> torch.dtype:
     # Emulated, as torch does it on older GPUs, it is no faster than float32.
     has_units = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_units else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Products in ``dtype``, weights and sums as they are."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)

@@ -90,12 +90,12 @@ class Worker:
         decoder = decoders.build(settings, task.identity, size, task.language_model)
         decoder.to(self._device)
         rate, epochs = options.learning_rate, options.epochs
-        if isinstance(decoder, GPT2Decoder) and settings.pretrained is not None:
-            decoder.load_pretrained(settings.pretrained)
         if stage == "self_critical":
             weights = storage.read_bytes(task.config.at("model", model.WEIGHTS))
             decoder.load_state_dict(safetensors.torch.load(weights))
             rate, epochs = options.self_critical.learning_rate, options.self_critical.epochs
+        elif isinstance(decoder, GPT2Decoder) and settings.pretrained is not None:
+            decoder.load_pretrained(settings.pretrained)
         steps = math.ceil(task.images / options.batch_size)  # of an epoch
         return Learner(
             decoder,

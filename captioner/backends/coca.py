@@ -77,9 +77,7 @@ class CoCaCaptioner:
         """By beam search, ``search.max_words`` counting its byte pairs."""
         if not len(pixels):
             return []
-        with torch.autocast(
-            self._device.type, self._dtype, enabled=self._dtype is not torch.float32
-        ):
+        with precisions.autocast(self._device, self._dtype):
             images = normalised(pixels, self.identity.preprocessing, self._device)
             memory = self.memory(images)
             found = beam_search(self, memory, len(images), search)

@@ -69,9 +69,7 @@ class TransformersCaptioner:
         if not len(pixels):
             return []
         images = normalised(pixels, self.identity.preprocessing, self._device)
-        with torch.autocast(
-            self._device.type, self._dtype, enabled=self._dtype is not torch.float32
-        ):
+        with precisions.autocast(self._device, self._dtype):
             found = self._model.generate(
                 pixel_values=images,
                 num_beams=search.beam_size,

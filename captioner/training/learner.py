@@ -60,8 +60,7 @@ class Learner:
         return self.decoder if self._average is None else self._average.module
 
     def mixed_precision(self) -> contextlib.AbstractContextManager[Any]:
-        device = next(self.decoder.parameters()).device.type
-        return torch.autocast(device, self._dtype, enabled=self._dtype is not torch.float32)
+        return precision.autocast(next(self.decoder.parameters()).device, self._dtype)
 
     def learn(self, objective: Callable[[], Loss], idle: bool = False) -> Loss:
         """One batch; every ``accumulate`` of them, a step. An idle one counts for nothing."""
