@@ -280,13 +280,45 @@ class Train(Section):
 
 
 class Search(Section):
+    """How captions are found. captioner/search/__init__.py defines every option."""
+
+    method: Literal["beam", "sample"] = "beam"
     beam_size: Positive = 5
+    """Beams, 1 being greedy search; of sample the captions drawn."""
     length_penalty: Annotated[float, Field(ge=0.0)] = 0.7
     repetition_penalty: Annotated[float, Field(ge=1.0)] = 1.2
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
+    min_words: Annotated[int, Field(ge=0)] = 0
     max_words: Positive = 20
+    banned_words: list[str] = []
+    required_words: Annotated[list[str], Field(max_length=4)] = []
+    groups: Positive = 1
+    """More: diverse beam search."""
+    diversity_penalty: Annotated[float, Field(ge=0.0)] = 0.5
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of sample, as are the next three."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    seed: int = 0
     consensus: Annotated[float, Field(ge=0.0)] | None = None
     """None: the caption of the highest score. A number: that of the beams which agrees most with
     the others, their probabilities raised to this power (captioner/consensus.py)."""
+    n_best: Positive = 1
+    """Captions to write of an image, with their log-probabilities."""
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Search:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} is more than max_words {self.max_words}")
+        if self.n_best > self.beam_size:
+            raise ValueError(f"n_best {self.n_best} is more than beam_size {self.beam_size}")
+        if self.beam_size % self.groups:
+            raise ValueError(f"groups {self.groups} do not divide beam_size {self.beam_size}")
+        if self.method == "sample" and (self.groups > 1 or self.required_words):
+            raise ValueError("groups and required_words are for method: beam")
+        if self.groups > 1 and self.required_words:
+            raise ValueError("required_words do not go with groups")
+        return self
 
 
 class Caption(Section):

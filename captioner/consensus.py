@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from captioner.metrics.cider import ORDERS, SIGMA, ngrams
 
 
-def most_agreed(
+def agreement(
     captions: Sequence[Sequence[str]], log_probability: Sequence[float], power: float
-) -> int:
-    """The place of the caption with the highest expected similarity to the others and itself.
+) -> NDArray[np.float64]:
+    """How much each caption agrees with all of them, ``(captions,)``, from 0 to 1: its expected
+    similarity to the one that is true; minus 1 for a beam that holds none.
 
     Args:
         captions: the words of each.
@@ -32,13 +33,13 @@ def most_agreed(
     found = np.isfinite(logs)
     weights = np.zeros(len(logs))
     weights[found] = np.exp(power * (logs[found] - logs[found].max()))
-    expected = similarities(captions) @ weights
-    return int(np.where(found, expected, -1.0).argmax())
+    expected: NDArray[np.float64] = similarities(captions) @ weights / weights.sum()
+    return np.where(found, expected, -1.0)
 
 
 def similarities(captions: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """CIDEr-D of each caption against each as its reference, ``(captions, captions)``, up to a
-    factor. Every n-gram counts alike: a model knows no document frequencies."""
+    """CIDEr-D of each caption against each as its reference, ``(captions, captions)``, from 0 to 1.
+    Every n-gram counts alike: a model knows no document frequencies."""
     counts = [Counter(ngrams(caption)) for caption in captions]
     total = np.zeros((len(captions), len(captions)))
     for order in range(1, ORDERS + 1):
@@ -57,5 +58,5 @@ def similarities(captions: Sequence[Sequence[str]]) -> NDArray[np.float64]:
             total[number] += product / np.maximum(norms[number] * norms, 1e-9)
     lengths = np.array([max(0, len(caption) - 1) for caption in captions])
     apart = lengths[:, None] - lengths
-    result: NDArray[np.float64] = total * np.exp(-(apart**2) / (2 * SIGMA**2))
+    result: NDArray[np.float64] = total / ORDERS * np.exp(-(apart**2) / (2 * SIGMA**2))
     return result

@@ -15,21 +15,15 @@ from torch import Tensor
 from captioner import config as configuration
 from captioner import decoders, storage
 from captioner.config import JobConfig, Search
-from captioner.consensus import most_agreed
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import AnyVocabulary, BytePairVocabulary, LanguageModel
-from captioner.search import beam_search
+from captioner.search import Words, find
+from captioner.selection import Caption, captions_of
 from captioner.vocabulary import Vocabulary
 
 WEIGHTS = "decoder.safetensors"
 LANGUAGE_MODEL = "language_model.json"  # of gpt2: its architecture
-
-
-@dataclass(frozen=True)
-class Caption:
-    text: str
-    log_probability: float  # natural logarithm, of the words and the end, by the model alone
 
 
 @dataclass(frozen=True)
@@ -85,26 +79,29 @@ class CaptionModel:
 
     @torch.inference_mode()
     def caption(
-        self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None, search: Search
+        self,
+        embedding: np.ndarray[Any, Any],
+        tokens: np.ndarray[Any, Any] | None,
+        search: Search,
+        image_ids: Sequence[str] | None = None,
     ) -> list[Caption]:
-        """Caption images by their features, by beam search.
+        """Caption images by their features.
 
         Args:
             embedding: ``(images, embedding_size)``.
             tokens: ``(images, patches, channels)``, or None for a decoder without attention.
+            image_ids: by which captions are drawn, where they are; None: by their places.
+
+        Raises:
+            InputError: a required word is not known.
         """
+        words = Words.of(search, self.vocabulary)
         if not len(embedding):
             return []
+        ids = [str(n) for n in range(len(embedding))] if image_ids is None else image_ids
         memory = self._memory(embedding, tokens)
-        found = beam_search(self.decoder, memory, len(embedding), search)
-        captions = []
-        for beams, log_probability in zip(found.words.tolist(), found.log_probability.tolist()):
-            best = 0  # the first has the highest score
-            if search.consensus is not None:
-                said = [self.vocabulary.said(words) for words in beams]
-                best = most_agreed(said, log_probability, search.consensus)
-            captions.append(Caption(self.vocabulary.decode(beams[best]), log_probability[best]))
-        return captions
+        found = find(self.decoder, memory, ids, search, words)
+        return captions_of(found, search, self.vocabulary.decode, self.vocabulary.said)
 
     @torch.inference_mode()
     def attention(

@@ -15,11 +15,13 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, sentence_bleu_4
-from captioner.model import Caption, CaptionModel
+from captioner.model import CaptionModel
+from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 from jobs import blocks, extract, session, stream, table_rows
 from jobs.progress import Reporter
 
+_N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string()),
@@ -27,6 +29,8 @@ SCHEMA = pa.schema(
         pa.field("uri", pa.string()),
         pa.field("caption", pa.string()),  # null where there is an error
         pa.field("log_probability", pa.float32()),
+        pa.field("confidence", pa.float32()),  # selection.Caption.confidence
+        pa.field("n_best", pa.list_(_N_BEST)),  # null unless search.n_best asks for more than one
         pa.field("references", pa.list_(pa.string())),
         pa.field("bleu_4", pa.float32()),  # of this caption alone, smoothed; null: no references
         pa.field("bleu_statistics", pa.list_(pa.int32(), 10)),  # metrics.BleuStatistics.to_list
@@ -109,7 +113,9 @@ class CaptionFeatures:
         embedding = features.to_numpy(good["embedding"])
         has_tokens = "tokens" in rows.column_names
         tokens = features.to_numpy(good["tokens"]) if has_tokens else None
-        found = iter(self._model.caption(embedding, tokens, self._search))
+        found = iter(
+            self._model.caption(embedding, tokens, self._search, good["image_id"].to_pylist())
+        )
         self._reporter.add(len(rows), blocks.errors_of(rows))
         return caption_rows(rows, [next(found) if ok else None for ok in valid])
 
@@ -131,7 +137,8 @@ class CaptionImages:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         valid, pixels = extract.valid_pixels(rows, self._backend.identity.preprocessing)
-        found = iter(self._backend.caption(pixels, self._search))
+        ids = rows["image_id"].filter(pa.array(valid)).to_pylist()
+        found = iter(self._backend.caption(pixels, self._search, ids))
         self._reporter.add(len(rows), blocks.errors_of(rows))
         return caption_rows(rows, [next(found) if ok else None for ok in valid])
 
@@ -142,7 +149,13 @@ def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table
     for caption, references in zip(captions, rows["captions"].to_pylist()):
         row: dict[str, Any] = {"references": references}
         if caption is not None:
-            row |= {"caption": caption.text, "log_probability": caption.log_probability}
+            row |= {
+                "caption": caption.text,
+                "log_probability": caption.log_probability,
+                "confidence": caption.confidence,
+            }
+            if caption.n_best:
+                row["n_best"] = [dict(zip(_N_BEST.names, found)) for found in caption.n_best]
             if references:
                 said = tokenize(caption.text)
                 known = [tokenize(reference) for reference in references]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from captioner import decoders, features, manifest, metrics, model, scores, storage
+from captioner import decoders, features, manifest, metrics, model, scores, selection, storage
 from captioner.config import JobConfig, Score, parse
 from captioner.encoder import Encoder
 from captioner.images import decode
@@ -127,7 +127,7 @@ def write_features(config: JobConfig, images: pa.Table, encoder: Encoder) -> pa.
 
 def captions_of(rows: pa.Table) -> pa.Table:
     """Some captions word for word a reference, some alike, the rest the same for all."""
-    captions: list[model.Caption | None] = []
+    captions: list[selection.Caption | None] = []
     for number, row in enumerate(rows.to_pylist()):
         words = row["captions"][0].split()
         text = "a dog on the road"
@@ -135,7 +135,7 @@ def captions_of(rows: pa.Table) -> pa.Table:
             text = " ".join(words[: 4 + number // 3])
         if row["image_id"] == NASTY_ID:
             text = SCRIPT
-        captions.append(None if row["error"] else model.Caption(text, -1.5))
+        captions.append(None if row["error"] else selection.Caption(text, -1.5))
     return caption_job.caption_rows(rows, captions)
 
 

@@ -5,6 +5,7 @@ A model is a directory that ``captioner train`` has made, ``hf:NAME`` or ``coca:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
-from captioner.model import Caption
+from captioner.selection import Caption
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _PREFIXES = ("hf:", "coca:")
@@ -25,8 +26,9 @@ class Backend(Protocol):
     def identity(self) -> EncoderIdentity:
         """What looks at the images, and how it wants them."""
 
-    def caption(self, pixels: Pixels, search: Search) -> list[Caption]:
-        """Caption ``pixels: (images, height, width, 3) uint8``."""
+    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
+        """Caption ``pixels: (images, height, width, 3) uint8``. What is drawn for an image depends
+        on its id."""
 
 
 def is_foreign(model: str) -> bool:
@@ -55,8 +57,10 @@ def load(
         from captioner.backends.coca import CoCaCaptioner
 
         return CoCaCaptioner(name, encoder.precision, device)
-    if search.consensus is not None:
-        raise InputError(f"search.consensus: {model} searches by itself, and knows no consensus")
+    strange = ("consensus", "groups", "method", "banned_words", "required_words")
+    for option in strange:
+        if getattr(search, option) != getattr(Search(), option):
+            raise InputError(f"search.{option}: {model} searches by itself, and knows no {option}")
     from captioner.backends.transformers import TransformersCaptioner
 
     return TransformersCaptioner(name, encoder.precision, device)

@@ -8,6 +8,7 @@ longer there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import open_clip
@@ -19,13 +20,12 @@ from captioner.backends import Pixels
 from captioner.backends.pixels import normalised
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Precision, Search
-from captioner.consensus import most_agreed
 from captioner.encoder import create_model, preprocessing_of, weights_digest
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import FIRST
-from captioner.model import Caption
-from captioner.search import beam_search
+from captioner.search import find
+from captioner.selection import Caption, captions_of
 from captioner.vocabulary import EOS
 
 
@@ -73,22 +73,23 @@ class CoCaCaptioner:
         )
 
     @torch.inference_mode()
-    def caption(self, pixels: Pixels, search: Search) -> list[Caption]:
-        """By beam search, ``search.max_words`` counting its byte pairs."""
+    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
+        """``search.max_words`` counts its byte pairs.
+
+        Raises:
+            InputError: words are required or banned.
+        """
+        if search.required_words or search.banned_words:
+            raise InputError(
+                f"search: {self.identity.model} writes byte pairs, of which no words can be "
+                "required or banned"
+            )
         if not len(pixels):
             return []
         with precisions.autocast(self._device, self._dtype):
             images = normalised(pixels, self.identity.preprocessing, self._device)
-            memory = self.memory(images)
-            found = beam_search(self, memory, len(images), search)
-        captions = []
-        for beams, logs in zip(found.words.tolist(), found.log_probability.tolist()):
-            texts = [self._text(ids) for ids in beams]
-            best = 0
-            if search.consensus is not None:
-                best = most_agreed([text.split() for text in texts], logs, search.consensus)
-            captions.append(Caption(texts[best], logs[best]))
-        return captions
+            found = find(self, self.memory(images), image_ids, search)
+        return captions_of(found, search, self._text, lambda ids: self._text(ids).split())
 
     def memory(self, images: Tensor) -> Memory:
         """``images: (images, 3, height, width)``, normalised."""
@@ -118,7 +119,7 @@ class CoCaCaptioner:
         never = torch.full_like(stops, -torch.inf)
         return torch.cat([never, never, stops, never, scores], dim=-1), state, None
 
-    def _text(self, ids: list[int]) -> str:
-        said = ids[: ids.index(EOS)] if EOS in ids else ids
+    def _text(self, ids: Sequence[int]) -> str:
+        said = ids[: list(ids).index(EOS)] if EOS in ids else ids
         theirs = [number - FIRST for number in said if number >= FIRST]
         return str(self._tokenizer.decode(theirs)).strip()

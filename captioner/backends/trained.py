@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from captioner.backends import Pixels
@@ -9,7 +11,8 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import Search
 from captioner.encoder import Encoder
 from captioner.identity import EncoderIdentity
-from captioner.model import Caption, CaptionModel
+from captioner.model import CaptionModel
+from captioner.selection import Caption
 
 
 class TrainedCaptioner:
@@ -26,8 +29,8 @@ class TrainedCaptioner:
     def identity(self) -> EncoderIdentity:
         return self._encoder.identity
 
-    def caption(self, pixels: Pixels, search: Search) -> list[Caption]:
+    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
         embedding, tokens = self._encoder.encode(pixels)
         return self._model.caption(
-            embedding.numpy(), None if tokens is None else tokens.numpy(), search
+            embedding.numpy(), None if tokens is None else tokens.numpy(), search, image_ids
         )

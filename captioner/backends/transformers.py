@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 from captioner.language_model import needs_extra
-from captioner.model import Caption
+from captioner.selection import Caption
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -63,7 +65,7 @@ class TransformersCaptioner:
         )
 
     @torch.inference_mode()
-    def caption(self, pixels: Pixels, search: Search) -> list[Caption]:
+    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
         """By transformers' beam search, ``search.max_words`` counting the model's own tokens. The
         log-probability is after the repetition penalty."""
         if not len(pixels):
@@ -76,26 +78,35 @@ class TransformersCaptioner:
                 do_sample=False,
                 length_penalty=search.length_penalty,
                 repetition_penalty=search.repetition_penalty,
+                no_repeat_ngram_size=search.no_repeat_ngram,
+                min_new_tokens=search.min_words,
+                num_return_sequences=search.n_best,
                 max_new_tokens=search.max_words,
                 return_dict_in_generate=True,
                 output_scores=True,
             )
         texts = self._tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
-        logs = self._log_probability(found).tolist()
-        return [Caption(" ".join(text.split()), log) for text, log in zip(texts, logs)]
+        texts = [" ".join(text.split()) for text in texts]
+        totals, tokens = (values.tolist() for values in self._log_probability(found))
+        captions = []
+        for first in range(0, len(texts), search.n_best):
+            best = slice(first, first + search.n_best)
+            confidence = math.exp(totals[first] / max(1, tokens[first]))
+            n_best = tuple(zip(texts[best], totals[best])) if search.n_best > 1 else ()
+            captions.append(Caption(texts[first], totals[first], confidence, n_best))
+        return captions
 
-    def _log_probability(self, found: Any) -> Tensor:
-        """``(images,)``: of the tokens and the first that ends them."""
+    def _log_probability(self, found: Any) -> tuple[Tensor, Tensor]:
+        """Of the tokens and the first that ends them, ``(captions,)``, and how many they are."""
         beams = getattr(found, "beam_indices", None)
         writer = getattr(self._model, "text_decoder", self._model)  # BLIP's own generates
         each = writer.compute_transition_scores(
             found.sequences, found.scores, beams, normalize_logits=beams is None
-        )  # (images, new tokens); 0 after the end where there are beams
+        )  # (captions, new tokens); 0 after the end where there are beams
         new = found.sequences[:, -each.shape[1] :]
         ended = torch.isin(new, torch.tensor(self._ends, device=new.device)).cumsum(dim=1)
         after = (ended.roll(1, dims=1) > 0) & (torch.arange(new.shape[1], device=new.device) > 0)
-        total: Tensor = each.masked_fill(after, 0.0).sum(dim=1)
-        return total
+        return each.masked_fill(after, 0.0).sum(dim=1), (~after).sum(dim=1)
 
 
 def _ends(model: Any) -> list[int]:

@@ -68,7 +68,7 @@ def _with_own_words(
     logits, _ = decoder(batch.embedding, batch.tokens, inputs, keep)
     logits[:, EOS] = -torch.inf  # nothing is read after the end
     drawn = torch.zeros_like(inputs)
-    by_step(drawn)[by_step(keep)] = draw(logits)
+    by_step(drawn)[by_step(keep)] = draw(logits, torch.rand(len(logits), device=logits.device))
     shifted = torch.cat([inputs[:, :, :1], drawn[:, :, :-1]], dim=2)  # <SOS> stays
     replaced = (torch.rand(inputs.shape, device=inputs.device) < share) & keep
     replaced[:, :, 0] = False

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from captioner import compare, manifest, model, storage
+from captioner import compare, manifest, selection, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, CiderD
@@ -44,7 +44,7 @@ def another(first: JobConfig, root: Path, change: Change, **sections: Any) -> Jo
             "error": pa.array([row["error"] for row in kept], pa.string()),
         }
     )
-    said = [None if row["error"] else model.Caption(row["caption"], -1.0) for row in kept]
+    said = [None if row["error"] else selection.Caption(row["caption"], -1.0) for row in kept]
     write_captions(config, caption_rows(images, said))
     write_metrics(config, storage.read_json(first.at("metrics.json"))["encoder"])
     return config

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from captioner import config, decoders, model, storage
 from captioner.config import Search
+from captioner.consensus import agreement
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.model import CaptionModel
@@ -77,6 +78,53 @@ def test_captions_are_words_of_the_vocabulary_with_a_probability(made: CaptionMo
     for caption in made.caption(*features(6), SEARCH):
         assert set(caption.text.split()) <= set(WORDS)
         assert -1000 < caption.log_probability < 0
+
+
+def test_the_best_captions_come_with_their_probabilities(made: CaptionModel) -> None:
+    options = SEARCH.model_copy(update={"n_best": 3})
+    for caption, alone in zip(
+        made.caption(*features(6), options), made.caption(*features(6), SEARCH)
+    ):
+        assert (caption.text, caption.log_probability) == caption.n_best[0]
+        assert (alone.text, alone.n_best) == (caption.text, ())
+        assert len({text for text, _ in caption.n_best}) == 3
+
+
+def test_consensus_orders_the_best_captions_too(made: CaptionModel) -> None:
+    options = Search(beam_size=6, max_words=8, consensus=0.0, n_best=6)
+    for caption in made.caption(*features(6), options):
+        texts = [text.split() for text, _ in caption.n_best]
+        merit = agreement(texts, [log for _, log in caption.n_best], 0.0)
+        assert (np.diff(merit) <= 1e-9).all()
+        assert caption.text == caption.n_best[0][0]
+
+
+def test_confidence_is_the_mean_probability_of_words_and_end(made: CaptionModel) -> None:
+    for caption in made.caption(*features(6), SEARCH):
+        tokens = len(caption.text.split()) + 1
+        assert caption.confidence == pytest.approx(np.exp(caption.log_probability / tokens))
+
+
+def test_what_is_drawn_depends_on_the_image_and_the_seed_alone(made: CaptionModel) -> None:
+    options = Search(method="sample", beam_size=1, max_words=8, seed=1)
+    embedding, tokens = features(6)
+    ids = [f"{number}.jpg" for number in range(6)]
+    together = made.caption(embedding, tokens, options, ids)
+    for number, image_id in enumerate(ids):
+        one = slice(number, number + 1)
+        (alone,) = made.caption(embedding[one], tokens[one], options, [image_id])
+        assert alone.text == together[number].text
+    other = made.caption(embedding, tokens, options.model_copy(update={"seed": 2}), ids)
+    assert [caption.text for caption in other] != [caption.text for caption in together]
+
+
+def test_words_are_required_and_banned_by_name(made: CaptionModel) -> None:
+    options = SEARCH.model_copy(update={"required_words": ["Cat"], "banned_words": ["dog", "elk"]})
+    for caption in made.caption(*features(6), options):
+        assert "cat" in caption.text.split()
+        assert "dog" not in caption.text.split()
+    with pytest.raises(InputError, match="does not know 'elk'"):
+        made.caption(*features(6), SEARCH.model_copy(update={"required_words": ["elk"]}))
 
 
 def test_no_images_get_no_captions(made: CaptionModel) -> None:

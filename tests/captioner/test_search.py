@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from captioner.config import Search
 from captioner.decoders.lstm import LSTMDecoder
-from captioner.search import Hypotheses, beam_search
-from captioner.vocabulary import EOS, PAD, SOS, UNK
+from captioner.errors import InputError
+from captioner.search import NO_WORDS, Hypotheses, Words, beam_search, draw, sample_captions
+from captioner.search.sampling import truncated
+from captioner.vocabulary import EOS, PAD, SOS, SPECIAL, UNK, Vocabulary
 
 VOCABULARY, EMBEDDING, PATCHES, CHANNELS = 14, 6, 4, 5
 IMAGES = 6
@@ -44,10 +47,15 @@ def make_features(seed: int) -> tuple[Tensor, Tensor]:
     return embedding, torch.randn(IMAGES, PATCHES, CHANNELS, generator=dice)
 
 
-def search(decoder: LSTMDecoder, features: tuple[Tensor, Tensor], options: Search) -> Hypotheses:
+def search(
+    decoder: LSTMDecoder,
+    features: tuple[Tensor, Tensor],
+    options: Search,
+    words: Words = NO_WORDS,
+) -> Hypotheses:
     with torch.inference_mode():
         memory = decoder.memory(*features)
-    return beam_search(decoder, memory, len(features[0]), options)
+    return beam_search(decoder, memory, len(features[0]), options, words)
 
 
 def captions(found: Hypotheses) -> list[list[list[int]]]:
@@ -84,42 +92,125 @@ def penalise(logits: dict[int, float], said: list[int], penalty: float) -> dict[
     return penalised
 
 
+def forbidden(said: list[int], options: Search, banned: Sequence[int]) -> set[int]:
+    words = set(banned)
+    if len(said) < options.min_words:
+        words.add(EOS)
+    if size := options.no_repeat_ngram:
+        ngrams = [tuple(said[at : at + size]) for at in range(len(said) - size + 1)]
+        start = tuple(said[len(said) - size + 1 :])
+        words |= {ngram[-1] for ngram in ngrams if ngram[:-1] == start}
+    return words
+
+
+def continued(
+    decoder: LSTMDecoder, memory: Any, beam: Beam, options: Search, banned: Sequence[int] = ()
+) -> list[Beam]:
+    """A caption with every word that may follow."""
+    if beam.finished:
+        return [beam]
+    last = torch.tensor([[beam.words[-1] if beam.words else SOS]])
+    logits, state, _ = decoder.step(last, beam.state, memory)
+    values = enumerate(logits[0, 0].tolist())
+    known = {word: value for word, value in values if word not in (PAD, SOS, UNK)}
+    plain = log_softmax(known)
+    penalised = log_softmax(penalise(known, beam.words, options.repetition_penalty))
+    allowed = [EOS] if len(beam.words) == options.max_words else list(known)
+    return [
+        Beam(
+            [*beam.words, word],
+            state,
+            beam.total + penalised[word],
+            beam.log_probability + plain[word],
+            word == EOS,
+        )
+        for word in allowed
+        if word not in forbidden(beam.words, options, banned)
+    ]
+
+
 @torch.inference_mode()
 def reference_search(
-    decoder: LSTMDecoder, embedding: Tensor, tokens: Tensor, options: Search
+    decoder: LSTMDecoder,
+    embedding: Tensor,
+    tokens: Tensor,
+    options: Search,
+    banned: Sequence[int] = (),
 ) -> list[Beam]:
     """All beams of one image, the best first."""
     memory = decoder.memory(embedding.unsqueeze(0), tokens.unsqueeze(0))
     beams = [Beam([], decoder.start(memory, rows=1))]
     while not all(beam.finished for beam in beams):
-        candidates: list[Beam] = []
-        for beam in beams:
-            if beam.finished:
-                candidates.append(beam)
-                continue
-            last = torch.tensor([[beam.words[-1] if beam.words else SOS]])
-            logits, state, _ = decoder.step(last, beam.state, memory)
-            known = {
-                word: value
-                for word, value in enumerate(logits[0, 0].tolist())
-                if word not in (PAD, SOS, UNK)
-            }
-            plain = log_softmax(known)
-            penalised = log_softmax(penalise(known, beam.words, options.repetition_penalty))
-            allowed = [EOS] if len(beam.words) == options.max_words else list(known)
-            for word in allowed:
-                candidates.append(
-                    Beam(
-                        [*beam.words, word],
-                        state,
-                        beam.total + penalised[word],
-                        beam.log_probability + plain[word],
-                        word == EOS,
-                    )
-                )
+        candidates = [
+            longer for beam in beams for longer in continued(decoder, memory, beam, options, banned)
+        ]
         candidates.sort(key=lambda beam: -beam.score(options))
         beams = candidates[: options.beam_size]
     return beams
+
+
+@torch.inference_mode()
+def reference_required(
+    decoder: LSTMDecoder, embedding: Tensor, tokens: Tensor, options: Search, required: set[int]
+) -> list[Beam]:
+    """Constrained beam search: the beams that have said all of the words."""
+    memory = decoder.memory(embedding.unsqueeze(0), tokens.unsqueeze(0))
+    banks: dict[frozenset[int], list[Beam]] = {
+        frozenset(): [Beam([], decoder.start(memory, rows=1))]
+    }
+    while not all(beam.finished for bank in banks.values() for beam in bank):
+        longer = [
+            after
+            for bank in banks.values()
+            for beam in bank
+            for after in continued(decoder, memory, beam, options)
+            if not after.finished
+            or required <= set(after.words)
+            or len(after.words) > options.max_words
+        ]
+        longer.sort(key=lambda beam: -beam.score(options))
+        banks = {}
+        for beam in longer:
+            bank = banks.setdefault(frozenset(required & set(beam.words)), [])
+            if len(bank) < options.beam_size:
+                bank.append(beam)
+    return banks[max(banks, key=len)]
+
+
+@torch.inference_mode()
+def reference_diverse(
+    decoder: LSTMDecoder, embedding: Tensor, tokens: Tensor, options: Search
+) -> list[Beam]:
+    """Diverse beam search, group after group at each place."""
+    memory = decoder.memory(embedding.unsqueeze(0), tokens.unsqueeze(0))
+    width = options.beam_size // options.groups
+    groups = [[Beam([], decoder.start(memory, rows=1))] for _ in range(options.groups)]
+    while not all(beam.finished for group in groups for beam in group):
+        said: list[int] = []
+        for number, group in enumerate(groups):
+            candidates = []
+            for beam in group:
+                for longer in continued(decoder, memory, beam, options):
+                    penalty = 0.0
+                    if not beam.finished:
+                        penalty = options.diversity_penalty * said.count(longer.words[-1])
+                    value = (longer.total - penalty) / len(longer.words) ** options.length_penalty
+                    candidates.append((value, longer, beam.finished))
+            candidates.sort(key=lambda candidate: -candidate[0])
+            groups[number] = [longer for _, longer, _ in candidates[:width]]
+            said += [longer.words[-1] for _, longer, over in candidates[:width] if not over]
+    return sorted((beam for group in groups for beam in group), key=lambda b: -b.score(options))
+
+
+def assert_found(found: Hypotheses, image: int, expected: list[Beam], options: Search) -> None:
+    count = len(expected)
+    said = [words[: words.index(EOS) + 1] for words in found.words[image, :count].tolist()]
+    assert said == [beam.words for beam in expected]
+    scores = [beam.score(options) for beam in expected]
+    assert found.score[image, :count].tolist() == pytest.approx(scores, rel=1e-5, abs=1e-5)
+    own = [beam.log_probability for beam in expected]
+    assert found.log_probability[image, :count].tolist() == pytest.approx(own, rel=1e-5, abs=1e-5)
+    assert found.score[image, count:].isinf().all()
 
 
 OPTIONS = [
@@ -138,13 +229,175 @@ def test_the_search_is_that_of_a_plain_reference(
     found = search(decoder, features, options)
     for image in range(IMAGES):
         expected = reference_search(decoder, features[0][image], features[1][image], options)
-        assert captions(found)[image] == [beam.words for beam in expected]
-        scores = [beam.score(options) for beam in expected]
-        assert found.score[image].tolist() == pytest.approx(scores, rel=1e-5, abs=1e-5)
-        log_probabilities = [beam.log_probability for beam in expected]
-        assert found.log_probability[image].tolist() == pytest.approx(
-            log_probabilities, rel=1e-5, abs=1e-5
-        )
+        assert_found(found, image, expected, options)
+
+
+@pytest.mark.parametrize("repetition_penalty", [1.0, 1.5])
+@pytest.mark.parametrize(
+    ("changes", "banned"),
+    [
+        ({"min_words": 4}, ()),
+        ({"no_repeat_ngram": 1}, ()),
+        ({"no_repeat_ngram": 2}, ()),
+        ({"no_repeat_ngram": 3}, ()),
+        ({}, (5, 8)),
+        ({"min_words": 3, "no_repeat_ngram": 2}, (6,)),
+    ],
+    ids=str,
+)
+def test_what_is_forbidden_is_forbidden_as_in_the_reference(
+    changes: dict[str, Any], banned: tuple[int, ...], repetition_penalty: float
+) -> None:
+    options = Search(
+        beam_size=3,
+        max_words=8,
+        repetition_penalty=repetition_penalty,
+        length_penalty=0.5,
+        **changes,
+    )
+    differs = False
+    for seed in range(3):
+        decoder, features = make_decoder(seed), make_features(seed)
+        found = search(decoder, features, options, Words(banned=banned))
+        free = search(decoder, features, options.model_copy(update=dict.fromkeys(changes, 0)))
+        differs |= captions(found) != captions(free)
+        for image in range(IMAGES):
+            alone = features[0][image], features[1][image]
+            expected = reference_search(decoder, *alone, options, banned)
+            assert_found(found, image, expected, options)
+    assert differs
+
+
+@pytest.mark.parametrize("repetition_penalty", [1.0, 1.5])
+@pytest.mark.parametrize("required", [(5,), (5, 9), (4, 7, 11)])
+def test_required_words_are_said_as_in_the_reference(
+    required: tuple[int, ...], repetition_penalty: float
+) -> None:
+    options = Search(beam_size=2, max_words=7, repetition_penalty=repetition_penalty)
+    for seed in range(3):
+        decoder, features = make_decoder(seed), make_features(seed)
+        found = search(decoder, features, options, Words(required=required))
+        for image in range(IMAGES):
+            alone = features[0][image], features[1][image]
+            expected = reference_required(decoder, *alone, options, set(required))
+            assert_found(found, image, expected, options)
+            assert all(set(required) <= set(beam.words) for beam in expected)
+
+
+def test_of_too_many_required_words_as_many_as_fit_are_said() -> None:
+    options = Search(beam_size=2, max_words=2)
+    found = search(make_decoder(0), make_features(0), options, Words(required=(5, 7, 9)))
+    for image in captions(found):
+        assert all(len({5, 7, 9} & set(words)) == 2 for words in image)
+
+
+@pytest.mark.parametrize(("groups", "penalty"), [(2, 0.5), (2, 3.0), (3, 0.5), (6, 1.0)])
+def test_diverse_search_is_that_of_the_reference(groups: int, penalty: float) -> None:
+    options = Search(beam_size=6, groups=groups, diversity_penalty=penalty, max_words=7)
+    for seed in range(3):
+        decoder, features = make_decoder(seed), make_features(seed)
+        found = search(decoder, features, options)
+        for image in range(IMAGES):
+            expected = reference_diverse(decoder, features[0][image], features[1][image], options)
+            got = sorted(zip(found.score[image].tolist(), captions(found)[image]))
+            want = sorted((beam.score(options), beam.words) for beam in expected)
+            assert [words for _, words in got] == [words for _, words in want]
+            assert [score for score, _ in got] == pytest.approx([s for s, _ in want], abs=1e-5)
+
+
+def test_diverse_captions_differ_more() -> None:
+    plain = {"beam_size": 6, "max_words": 7}
+    decoder, features = make_decoder(1), make_features(1)
+    firsts = [
+        sum(len({words[0] for words in image}) for image in captions(search(decoder, features, o)))
+        for o in (Search(**plain), Search(**plain, groups=6, diversity_penalty=5.0))
+    ]
+    assert firsts[1] > firsts[0]
+
+
+def test_words_become_ids_or_a_clear_error() -> None:
+    vocabulary = Vocabulary([*SPECIAL, "a", "dog", "runs"])
+    options = Search(banned_words=["Dog", "zebra"], required_words=["runs", "runs"])
+    assert Words.of(options, vocabulary) == Words(banned=(5,), required=(6,))
+    with pytest.raises(InputError, match=r"does not know 'dogs'; it knows dog"):
+        Words.of(Search(required_words=["dogs"]), vocabulary)
+    with pytest.raises(InputError, match="'a dog' is 2 tokens"):
+        Words.of(Search(banned_words=["a dog"]), vocabulary)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_words": 9, "max_words": 8},
+        {"beam_size": 5, "groups": 2},
+        {"method": "sample", "required_words": ["dog"]},
+        {"required_words": list("abcde")},
+        {"groups": 5, "required_words": ["dog"]},
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"min_words|groups|required_words"):
+        Search(**wrong)
+
+
+# Sampling.
+
+
+def sampled(
+    decoder: LSTMDecoder, features: tuple[Tensor, Tensor], options: Search, dice: Tensor
+) -> Hypotheses:
+    with torch.inference_mode():
+        memory = decoder.memory(*features)
+    return sample_captions(decoder, memory, options, dice)
+
+
+def test_draw_goes_through_the_words_as_the_dice_rise() -> None:
+    logits = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0]).log()
+    dice = torch.tensor([0.0, 0.49, 0.51, 0.69, 0.71, 0.999999, 1.0])
+    assert draw(logits.expand(7, 6), dice).tolist() == [1, 1, 2, 2, 4, 4, 4]
+
+
+def test_truncation_keeps_the_likeliest() -> None:
+    probabilities = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
+    kept = [
+        truncated(probabilities.log(), top_k, top_p).isfinite().nonzero().flatten().tolist()
+        for top_k, top_p in ((0, 1.0), (2, 1.0), (9, 1.0), (0, 0.4), (0, 0.41), (0, 0.69), (3, 0.8))
+    ]
+    # Of three words, 0.85 of the probability: 0.8 of that is more than the first has, 0.4 / 0.85,
+    # and just what the first two have, 0.7 / 0.85.
+    assert kept == [[0, 1, 2, 3, 4], [1, 3], [0, 1, 2, 3, 4], [1], [1, 3], [1, 3], [1, 3]]
+
+
+def test_an_image_is_sampled_alike_in_any_batch_and_by_the_model_alone_at_defaults() -> None:
+    decoder, features = make_decoder(1), make_features(1)
+    options = Search(method="sample", beam_size=4, max_words=8, repetition_penalty=1.0)
+    dice = torch.rand(IMAGES, 4, 9, generator=torch.Generator().manual_seed(0))
+    together = sampled(decoder, features, options, dice)
+    for image in range(IMAGES):
+        one = slice(image, image + 1)
+        alone = sampled(decoder, (features[0][one], features[1][one]), options, dice[one])
+        assert captions(alone)[0] == captions(together)[image]
+        torch.testing.assert_close(alone.log_probability[0], together.log_probability[image])
+    assert (together.score.diff(dim=-1) <= 0).all()
+    for image, words in enumerate(captions(together)):
+        for number, ids in enumerate(words):
+            inputs = torch.tensor([[[SOS, *ids[:-1]]]])
+            one = slice(image, image + 1)
+            with torch.no_grad():
+                logits = decoder(features[0][one], features[1][one], inputs)[0]
+            logits[..., [PAD, SOS, UNK]] = -math.inf
+            own = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item()
+            assert together.log_probability[image, number].item() == pytest.approx(own, abs=1e-4)
+
+
+def test_sampling_with_one_word_to_choose_from_is_greedy() -> None:
+    decoder, features = make_decoder(2), make_features(2)
+    dice = torch.rand(IMAGES, 1, 9)
+    common = {"beam_size": 1, "max_words": 8, "no_repeat_ngram": 2, "min_words": 3}
+    greedy = captions(search(decoder, features, Search(**common)))
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+        options = Search(method="sample", **common, **narrow)
+        assert captions(sampled(decoder, features, options, dice)) == greedy
 
 
 def test_the_random_decoders_say_different_things() -> None:
@@ -267,7 +520,4 @@ def test_a_beam_wider_than_the_captions_there_are_finds_them_all() -> None:
     for image in range(IMAGES):
         expected = reference_search(decoder, features[0][image], features[1][image], options)
         assert len(expected) == 1 + 2 + 4 + 8
-        for rank, beam in enumerate(expected):
-            words = found.words[image, rank].tolist()
-            assert words[: words.index(EOS) + 1] == beam.words
-        assert (found.score[image, len(expected) :] == -math.inf).all()
+        assert_found(found, image, expected, options)

@@ -19,7 +19,7 @@ from captioner.encoder import Encoder
 from captioner.errors import InputError
 from captioner.metrics import CiderD, java, rouge_l
 from captioner.metrics.clip import PROMPT
-from captioner.model import Caption
+from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 from jobs import score
 from jobs.caption import caption_rows

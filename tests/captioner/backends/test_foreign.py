@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 from captioner import backends
 from captioner.config import Encoder, Search
 from captioner.errors import InputError
+from captioner.selection import Caption
 from tests.foreign import SIDE, save
 
 KINDS = ("blip", "git", "vit-gpt2")
@@ -40,6 +41,10 @@ def search(beams: int, **changes: Any) -> Search:
     return Search(beam_size=beams, **{**options, **changes})
 
 
+def captioned(backend: backends.Backend, pixels: Any, options: Search) -> list[Caption]:
+    return backend.caption(pixels, options, [f"{number}.jpg" for number in range(len(pixels))])
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_captions_and_their_probability_are_those_of_transformers(
@@ -47,7 +52,7 @@ def test_captions_and_their_probability_are_those_of_transformers(
 ) -> None:
     """Taken one image at a time, through its own processor; the images need no resizing."""
     backend = backends.load(f"hf:{saved[kind]}", EXACT, search(beams))
-    captions = backend.caption(pixels, search(beams))
+    captions = captioned(backend, pixels, search(beams))
     model = AutoModelForImageTextToText.from_pretrained(saved[kind]).eval()
     processor = AutoImageProcessor.from_pretrained(saved[kind])
     tokenizer = AutoTokenizer.from_pretrained(saved[kind])
@@ -70,7 +75,7 @@ def test_a_probability_is_that_of_the_words_and_the_end(
     backend = backends.load(f"hf:{directory}", EXACT, search(beams))
     model = AutoModelForImageTextToText.from_pretrained(directory).eval()
     normal = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.5
-    for image, caption in zip(normal, backend.caption(pixels, search(beams))):
+    for image, caption in zip(normal, captioned(backend, pixels, search(beams))):
         with torch.inference_mode():
             (ids,) = model.generate(
                 pixel_values=image[None], num_beams=beams, max_new_tokens=8, do_sample=False
@@ -88,12 +93,12 @@ def test_a_batch_is_captioned_as_its_images_alone(
 ) -> None:
     name = f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
     backend = backends.load(name, EXACT, search(2))
-    together = backend.caption(pixels, search(2))
-    alone = [backend.caption(image[None], search(2))[0] for image in pixels]
+    together = captioned(backend, pixels, search(2))
+    alone = [captioned(backend, image[None], search(2))[0] for image in pixels]
     assert [each.text for each in together] == [each.text for each in alone]
     for one, other in zip(together, alone):
         assert one.log_probability == pytest.approx(other.log_probability, abs=1e-3)
-    assert backend.caption(pixels[:0], search(2)) == []
+    assert captioned(backend, pixels[:0], search(2)) == []
     assert len(backend.identity.weights_sha256) == 64
     assert backend.identity.name.endswith(kind)
 
@@ -101,7 +106,7 @@ def test_a_batch_is_captioned_as_its_images_alone(
 def test_coca_says_its_likeliest_words(saved: dict[str, Path], pixels: Any) -> None:
     """Greedy, against open_clip's own forward pass, word by word."""
     name = f"local-dir:{saved['coca']}"
-    found = backends.load(f"coca:{name}", EXACT, search(1)).caption(pixels, search(1))
+    found = captioned(backends.load(f"coca:{name}", EXACT, search(1)), pixels, search(1))
     model = open_clip.create_model(name, require_pretrained=True).eval()
     tokenizer = open_clip.get_tokenizer(name)
     normal = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.25
@@ -160,13 +165,44 @@ def test_a_preparation_that_is_not_known_is_refused(saved: dict[str, Path]) -> N
         config.write_text(before)
 
 
-def test_consensus_is_refused_where_the_library_searches(saved: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match=r"search\.consensus"):
-        backends.load(f"hf:{saved['git']}", EXACT, search(3, consensus=0.5))
+@pytest.mark.parametrize("kind", [*KINDS, "coca"])
+def test_the_best_few_captions_begin_with_the_one_that_is_given(
+    saved: dict[str, Path], pixels: Any, kind: str
+) -> None:
+    name = f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
+    options = search(3, n_best=3)
+    backend = backends.load(name, EXACT, options)
+    plain = captioned(backend, pixels, search(3))
+    for caption, alone in zip(captioned(backend, pixels, options), plain):
+        assert caption.n_best[0] == (caption.text, caption.log_probability)
+        assert (caption.text, caption.confidence) == (alone.text, alone.confidence)
+        assert alone.n_best == ()
+        assert 1 < len(caption.n_best) <= 3
+        assert caption.confidence is not None
+        assert 0 < caption.confidence < 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"consensus": 0.5}, {"method": "sample"}, {"groups": 3}, {"banned_words": ["dog"]}]
+)
+def test_options_are_refused_where_the_library_searches(
+    saved: dict[str, Path], changes: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        InputError, match=rf"search\.{next(iter(changes))}: hf:.* searches by itself"
+    ):
+        backends.load(f"hf:{saved['git']}", EXACT, search(3, **changes))
 
 
 def test_coca_knows_consensus(saved: dict[str, Path], pixels: Any) -> None:
     agreed = search(4, consensus=0.0)
     backend = backends.load(f"coca:local-dir:{saved['coca']}", EXACT, agreed)
-    texts = [caption.text for caption in backend.caption(pixels, agreed)]
+    texts = [caption.text for caption in captioned(backend, pixels, agreed)]
     assert len(texts) == len(pixels)
+
+
+def test_coca_knows_no_words(saved: dict[str, Path], pixels: Any) -> None:
+    options = search(2, required_words=["dog"])
+    backend = backends.load(f"coca:local-dir:{saved['coca']}", EXACT, options)
+    with pytest.raises(InputError, match="writes byte pairs"):
+        captioned(backend, pixels, options)

@@ -1,0 +1,64 @@
+"""Beam search, batched over images and beams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from captioner.config import Search
+from captioner.search.banks import Beams, banks_of
+from captioner.search.hypotheses import Hypotheses, Leaving, select
+from captioner.search.rules import NEVER, NO_WORDS, Rules, Words
+from captioner.vocabulary import EOS
+
+
+@torch.inference_mode()
+def beam_search(
+    decoder: Any, memory: Any, images: int, options: Search, words: Words = NO_WORDS
+) -> Hypotheses:
+    """Find the captions of highest score for every image, as ``search/__init__.py`` describes.
+
+    A finished caption keeps its place among the beams as long as none of higher score displaces it.
+
+    Args:
+        memory: ``decoder.memory(embedding, tokens)`` of the images.
+    """
+    banks, rules = banks_of(options, words), Rules(options, words)
+    state = decoder.start(memory, banks.rows)
+    device = state[0].device
+    beams = Beams.start(images, banks.first.to(device))
+    leaving = Leaving(images, banks.rows, options.max_words + 1, device)
+    for _ in range(options.max_words + 1):
+        logits, state, _ = decoder.step(beams.words[:, :, -1], state, memory)
+        logits = logits.float()
+        logits[:, :, NEVER] = -torch.inf
+        norm = logits.logsumexp(dim=-1, keepdim=True)  # (images, rows, 1)
+        allowed, allowed_norm = rules.apply(logits, norm, beams.words)
+        choice = banks.choose(beams, allowed, allowed_norm)
+
+        row_of = torch.arange(len(beams.words), device=device).unsqueeze(1)
+        at = row_of, choice.beam
+        before = beams.at(at)
+        own = (logits[(*at, choice.word)] - norm[(*at, 0)]).masked_fill(before.finished, 0.0)
+        beams = Beams(
+            words=torch.cat([before.words, choice.word.unsqueeze(-1)], dim=-1),
+            finished=before.finished | (choice.word == EOS),
+            length=before.length + (~before.finished),
+            log_probability=before.log_probability + own,
+            total=choice.total,
+        )
+        if banks.rows > 1:  # else it is in order
+            state = select(state, at)
+
+        score = banks.final(beams.total / beams.length**options.length_penalty)
+        # Where there are fewer captions than beams, some beams hold none.
+        empty = score.isinf()
+        own_of = beams.log_probability.masked_fill(empty, -torch.inf)
+        done = (beams.finished | beams.total.isinf()).all(dim=-1)
+        stay = leaving.let_go(done, beams.words[:, :, 1:], own_of, score)
+        if stay is not None:
+            if not len(stay):
+                break
+            memory, state, beams = select(memory, stay), select(state, stay), beams.at(stay)
+    return leaving.found(options.beam_size)

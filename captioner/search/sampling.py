@@ -1,0 +1,103 @@
+"""Captions drawn word by word from the decoder's distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioner.config import Search
+from captioner.search.hypotheses import Hypotheses, Leaving, select
+from captioner.search.rules import NEVER, NO_WORDS, Rules, Words
+from captioner.vocabulary import EOS, PAD, SOS
+
+
+@torch.inference_mode()
+def sample_captions(
+    decoder: Any, memory: Any, options: Search, dice: Tensor, words: Words = NO_WORDS
+) -> Hypotheses:
+    """Draw ``beam_size`` captions of every image, as ``search/__init__.py`` describes.
+
+    Args:
+        memory: ``decoder.memory(embedding, tokens)`` of the images.
+        dice: ``(images, beam_size, max_words + 1)``, from 0 up to 1: each decides one word, so that
+            an image gets the same captions in any batch.
+    """
+    images, rows, length = dice.shape
+    state = decoder.start(memory, rows)
+    device = state[0].device
+    rules = Rules(options, words)
+    leaving = Leaving(images, rows, length, device)
+    said = torch.full((images, rows, 1), SOS, device=device)
+    finished = torch.zeros((images, rows), dtype=torch.bool, device=device)
+    log_probability = torch.zeros((images, rows), device=device)
+    for position in range(length):
+        logits, state, _ = decoder.step(said[:, :, -1], state, memory)
+        logits = logits.float()
+        logits[:, :, NEVER] = -torch.inf
+        norm = logits.logsumexp(dim=-1, keepdim=True)
+        allowed, _ = rules.apply(logits, norm, said)
+        kept = truncated(allowed / options.temperature, options.top_k, options.top_p)
+        word = draw(kept, dice[leaving.left, :, position])
+        own = (logits.gather(-1, word.unsqueeze(-1)) - norm).squeeze(-1)
+        log_probability = log_probability + own.masked_fill(finished, 0.0)
+        said = torch.cat([said, word.masked_fill(finished, PAD).unsqueeze(-1)], dim=-1)
+        finished = finished | (word == EOS)
+        tokens = (said[:, :, 1:] != PAD).sum(dim=-1)
+        score = log_probability / tokens**options.length_penalty
+        stay = leaving.let_go(finished.all(dim=-1), said[:, :, 1:], log_probability, score)
+        if stay is not None:
+            if not len(stay):
+                break
+            memory, state = select(memory, stay), select(state, stay)
+            said, finished, log_probability = said[stay], finished[stay], log_probability[stay]
+    return leaving.found(rows)
+
+
+def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Minus infinity for all but the ``top_k`` likeliest words (0: all), and of those for all but
+    the fewest likeliest that have ``top_p`` of the probability."""
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1.0:
+        ranked, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        needless = ranked.cumsum(dim=-1) - ranked >= top_p
+        logits = logits.masked_fill(needless.gather(-1, order.argsort(dim=-1)), -torch.inf)
+    return logits
+
+
+@torch.no_grad()
+def sample(decoder: Any, memory: Any, images: int, rows: int, max_words: int) -> Tensor:
+    """Draw captions from the decoder's own distribution, several of every image, to learn from.
+
+    A caption of more than ``max_words`` words stops without its end.
+
+    Returns:
+        ``(images, rows, length) int64``: words and ``<EOS>``, then ``<PAD>``.
+    """
+    state = decoder.start(memory, rows)
+    word = torch.full((images, rows), SOS, device=state[0].device)
+    finished = torch.zeros_like(word, dtype=torch.bool)
+    words = []
+    for _ in range(max_words + 1):
+        logits, state, _ = decoder.step(word, state, memory)
+        logits[:, :, NEVER] = -torch.inf
+        dice = torch.rand(word.shape, device=word.device)
+        word = draw(logits, dice).masked_fill(finished, PAD)
+        words.append(word)
+        finished |= word == EOS
+        if bool(finished.all()):
+            break
+    return torch.stack(words, dim=-1)
+
+
+def draw(logits: Tensor, dice: Tensor) -> Tensor:
+    """A word from the softmax of ``logits: (..., vocabulary)``: the first at which the running sum
+    of the probabilities passes ``dice: (...)``, which are from 0 up to 1."""
+    reached = logits.float().softmax(dim=-1).cumsum(dim=-1)
+    passed = reached <= dice.unsqueeze(-1) * reached[..., -1:]
+    # Rounding may put the mark at the very end: the last word that has any probability is there.
+    last = (reached < reached[..., -1:]).sum(dim=-1)
+    return torch.minimum(passed.sum(dim=-1), last)

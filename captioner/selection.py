@@ -1,0 +1,62 @@
+"""What a search has found for an image -> the caption that is given, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from captioner.config import Search
+from captioner.consensus import agreement
+from captioner.search import Hypotheses
+from captioner.vocabulary import PAD
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    log_probability: float  # natural logarithm, of the words and the end, by the model alone
+    confidence: float | None = None  # from 0 to 1: the geometric mean of their probabilities
+    n_best: tuple[tuple[str, float], ...] = ()  # texts and log-probabilities, this one first
+
+
+def captions_of(
+    found: Hypotheses,
+    options: Search,
+    decode: Callable[[Ids], str],
+    said: Callable[[Ids], Sequence[str]],
+) -> list[Caption]:
+    """A caption for every image: the one of highest score, or of most consensus.
+
+    Args:
+        decode: ids -> the text of a caption.
+        said: ids -> its words, to compare captions by.
+    """
+    rows = zip(found.words.tolist(), found.log_probability.tolist())
+    return [_of_image(beams, logs, options, decode, said) for beams, logs in rows]
+
+
+def _of_image(
+    beams: Sequence[Ids],
+    logs: Sequence[float],
+    options: Search,
+    decode: Callable[[Ids], str],
+    said: Callable[[Ids], Sequence[str]],
+) -> Caption:
+    order = [number for number, log in enumerate(logs) if math.isfinite(log)]  # by score
+    if options.consensus is not None:
+        merit = agreement([said(ids) for ids in beams], logs, options.consensus)
+        order = [int(n) for n in np.argsort(-merit, kind="stable") if math.isfinite(logs[n])]
+    best = order[0]
+    tokens = sum(number != PAD for number in beams[best])
+    n_best: dict[str, float] = {}
+    for number in order if options.n_best > 1 else ():
+        if len(n_best) < options.n_best:
+            n_best.setdefault(decode(beams[number]), logs[number])
+    return Caption(
+        decode(beams[best]), logs[best], math.exp(logs[best] / tokens), tuple(n_best.items())
+    )
