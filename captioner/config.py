@@ -326,7 +326,8 @@ class Caption(Section):
     """Which splits of the manifest a run captions; images without a split are in none."""
     batch_size: Positive = 32
     rows_per_file: Positive = 4096
-    json_lines: bool = False
+    formats: list[Literal["jsonl", "csv", "sidecar", "webdataset"]] = []
+    """What to write captions as beside the Parquet shards."""
 
 
 class Score(Section):
@@ -414,7 +415,7 @@ _STAGE_OF_SECTION = {
 # Speed and layout only: the same rows come out whatever these say.
 _FREE = {"name", "run", "cluster", "encoder.batch_size", "features.rows_per_file"}
 _FREE |= {"encoder.compile", "image.max_error_rate", "source.max_deleted"}
-_FREE |= {"caption.batch_size", "caption.rows_per_file"}
+_FREE |= {"caption.batch_size", "caption.rows_per_file", "caption.formats"}
 
 
 def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:

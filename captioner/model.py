@@ -26,6 +26,10 @@ WEIGHTS = "decoder.safetensors"
 LANGUAGE_MODEL = "language_model.json"  # of gpt2: its architecture
 
 
+# The words of a caption (<EOS> last), and the weights before each: (words, patches) float32.
+Look = tuple[list[str], np.ndarray[Any, Any]]
+
+
 @dataclass(frozen=True)
 class CaptionModel:
     """A trained decoder with all that it takes to caption."""
@@ -106,12 +110,8 @@ class CaptionModel:
     @torch.inference_mode()
     def attention(
         self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any], captions: Sequence[str]
-    ) -> list[tuple[list[str], np.ndarray[Any, Any]]]:
-        """Where the decoder looks as it writes the given captions of the given images.
-
-        Returns:
-            For each image its words (``<EOS>`` last) and ``weights: (words, patches) float32``.
-        """
+    ) -> list[Look]:
+        """Where the decoder looks as it writes the given captions of the given images."""
         looks = []
         for row, caption in enumerate(captions):
             ids = self.vocabulary.encode(caption)

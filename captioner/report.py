@@ -10,27 +10,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pyarrow.compute as pc
 from markupsafe import Markup
-from numpy.typing import NDArray
 from PIL import Image
 
 import captioner
-from captioner import features, manifest, page, scores, storage
+from captioner import features, looks, manifest, page, scores, storage
 from captioner.config import JobConfig, Source, flatten
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.metrics import ORDERS
 from captioner.model import CaptionModel
 from captioner.training.progress import Progress
-from captioner.vocabulary import EOS, SPECIAL
 
 SEED = 0  # of the gallery: the same rows give the same page
 EXTREMES = 10
 MAX_ERRORS = 100
-HEAT_SIZE = (192, 192)  # of an attention map
 
 
 @dataclass(frozen=True)
@@ -144,10 +140,9 @@ def _attention(
     if not all(map(storage.exists, (config.at("model"), config.at("features")))):
         return [], "This run directory has no model or no features of its own to draw maps from."
     model = CaptionModel.load(config.at("model"))
-    patches, size = model.encoder.patches, model.encoder.preprocessing
-    if math.isqrt(patches) ** 2 != patches or size.height != size.width:
-        pixels = f"{size.width} x {size.height} pixels"
-        return [], f"The {patches} patches of the encoder's {pixels} form no square grid to draw."
+    size = model.encoder.preprocessing
+    if reason := looks.why_not(model.encoder.patches, size):
+        return [], reason
     caption_of = {card.image_id: card.caption for card in cards}
     columns = ["image_id", "uri", "embedding", "tokens"]
     rows = page.rows_of(config.at("features"), caption_of, columns)
@@ -157,25 +152,15 @@ def _attention(
         np.array(features.to_numpy(rows["tokens"])),
         [caption_of[image_id] for image_id in image_ids],
     )
-    looks = {}
+    drawn = {}
     for image_id, uri, (words, weights) in zip(image_ids, rows["uri"].to_pylist(), found):
         seen = page.read_image(uri, size, config.image.max_pixels).pixels
         picture = Image.new("RGB", (1, 1), "grey") if seen is None else Image.fromarray(seen)
-        looks[image_id] = [_look(picture, word, seen_by) for word, seen_by in zip(words, weights)]
-    return [(card, looks[card.image_id]) for card in cards], None
-
-
-def _look(picture: Image.Image, word: str, weights: NDArray[np.float32]) -> Look:
-    """``weights: (patches,)`` as heat over the picture that the encoder saw."""
-    side = math.isqrt(len(weights))
-    grid = Image.fromarray((weights / weights.max()).reshape(side, side).astype(np.float32))
-    heat = np.asarray(grid.resize(HEAT_SIZE, Image.Resampling.BICUBIC)).clip(0.0, 1.0)[..., None]
-    colours = matplotlib.colormaps["inferno"](0.2 + 0.7 * heat[..., 0])[..., :3]
-    grey = np.asarray(picture.resize(HEAT_SIZE).convert("L"))[..., None] / 255.0
-    mixed = (1.0 - 0.75 * heat) * (0.1 + 0.6 * grey) + 0.75 * heat * colours
-    shown = Image.fromarray((255.0 * mixed).clip(0.0, 255.0).astype(np.uint8))
-    said = "(end)" if word == SPECIAL[EOS] else word
-    return Look(said, page.data_uri(shown), float(weights.max()) * len(weights))
+        drawn[image_id] = [
+            Look(looks.shown(word), page.data_uri(looks.draw(picture, each)), looks.strength(each))
+            for word, each in zip(words, weights)
+        ]
+    return [(card, drawn[card.image_id]) for card in cards], None
 
 
 def _curves(history: Sequence[dict[str, Any]], best_epoch: int) -> Markup:

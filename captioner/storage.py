@@ -9,7 +9,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -174,6 +174,33 @@ def write_bytes(url: str, data: bytes) -> None:
     partial = f"{folder}/_{name}.{uuid.uuid4().hex}.partial"
     try:
         fs.pipe_file(partial, data)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
+
+
+@contextlib.contextmanager
+def writer(url: str) -> Iterator[BinaryIO]:
+    """A file to write in pieces, of any size. Like ``write_bytes``: whole, or not at all."""
+    fs, path = filesystem(url)
+    folder, _, name = path.rpartition("/")
+    fs.makedirs(folder, exist_ok=True)
+    if not is_local(fs):
+        file = fs.open(path, "wb", autocommit=False)
+        try:
+            with file:
+                yield file
+        except BaseException:
+            file.discard()
+            raise
+        file.commit()
+        return
+    partial = f"{folder}/_{name}.{uuid.uuid4().hex}.partial"
+    try:
+        with open(partial, "wb") as file:
+            yield file
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import CaptionModel
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
-from jobs import blocks, extract, session, stream, table_rows
+from jobs import blocks, extract, formats, session, stream, table_rows
 from jobs.progress import Reporter
 
 _N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])
@@ -88,15 +87,12 @@ def _caption(
 
     target, size = config.at("captions"), config.caption.rows_per_file
     summary = stream.run("caption", rows, target, schema, size, batch_size, config, build)
-    if config.caption.json_lines:
-        write_json_lines(target, config.at("captions.jsonl"))
-    return summary
+    return {**summary, "formats": formats.write(config, is_new=summary["new_rows"] > 0)}
 
 
-def write_json_lines(captions: str, url: str) -> None:
-    """The caption shards once more as JSON Lines, sorted by ``image_id``."""
-    rows = manifest.read(captions).sort_by("image_id").to_pylist()
-    storage.write_text(url, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def describe(summary: dict[str, Any]) -> str:
+    """The counts as lines for people."""
+    return "\n".join([stream.describe("caption", summary), *summary["formats"]])
 
 
 class CaptionFeatures:

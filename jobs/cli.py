@@ -26,7 +26,7 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order that one uses them."""
-        order = ["demo", "run", *STAGES, "compare", "features", "bench"]
+        order = ["demo", "run", *STAGES, "compare", "view", "features", "bench"]
         return sorted(super().list_commands(ctx), key=order.index)
 
 
@@ -187,7 +187,14 @@ def train(config: JobConfig) -> None:
 )
 @click.option("--out", metavar="DIR", help="Where to, with --model.")
 @click.option("--captions", metavar="FILE", help="References to score by, with --model.")
-@click.option("--jsonl", is_flag=True, help="Write captions.jsonl beside the Parquet shards.")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["jsonl", "csv", "sidecar", "webdataset"]),
+    multiple=True,
+    help="Beside Parquet: captions.jsonl, captions.csv, sidecar/ with a text file for each image, "
+    "webdataset/ with images and captions in tar files. May be given several times.",
+)
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
 @retry_option
 @error_rate_option
@@ -196,7 +203,7 @@ def caption(
     model: str | None,
     out: str | None,
     captions: str | None,
-    jsonl: bool,
+    formats: tuple[str, ...],
     overrides: tuple[str, ...],
     retry_errors: bool,
 ) -> None:
@@ -206,11 +213,11 @@ def caption(
 
     \b
     Examples:
-      captioner caption ~/Photos --model runs/flickr8k/model --out runs/photos --jsonl
+      captioner caption ~/Photos --model runs/flickr8k/model --out runs/photos --format jsonl
       captioner caption ~/Photos --model hf:Salesforce/blip-image-captioning-base --out runs/blip
       captioner caption runs/flickr8k
     """
-    extra = (*overrides, "caption.json_lines=true") if jsonl else overrides
+    extra = (*overrides, f"caption.formats=[{','.join(formats)}]") if formats else overrides
     if model is None:
         if out or captions or retry_errors:
             raise click.UsageError("--out, --captions and --retry-errors go with --model")
@@ -267,6 +274,32 @@ def compare(first: str, second: str, out: str) -> None:
     found = comparing.compare(load(first, ()), load(second, ()))
     click.echo(comparing.describe(found))
     click.echo(f"\npage: {comparing.write(found, out)}")
+
+
+@main.command()
+@click.argument("image", metavar="IMAGE")
+@click.option("--model", metavar="MODEL", required=True, help="DIR, hf:NAME or coca:NAME.")
+@click.option("--best", default=5, show_default=True, help="How many captions to show.")
+@click.option("--out", default="attention.png", show_default=True, help=".png, .svg or .pdf.")
+@click.option("--encoder", metavar="MODEL", help="Where the model's image tower is now.")
+def view(image: str, model: str, best: int, out: str, encoder: str | None) -> None:
+    """Caption one image, and draw where the model looked.
+
+    \b
+    Example:
+      captioner view photo.jpg --model runs/flickr8k/model
+    """
+    from captioner import view as viewing
+    from captioner.one_by_one import Captioner
+
+    if out.rpartition(".")[2] not in ("png", "svg", "pdf"):
+        raise click.BadParameter("expected a name that ends in .png, .svg or .pdf")
+    captioner = Captioner.load(model, encoder=encoder)
+    known = captioner.search
+    wanted = {"n_best": best, "beam_size": max(best, known.beam_size)}
+    captioner.search = known.model_copy(update=wanted)
+    for line in viewing.view(image, captioner, out):
+        click.echo(line)
 
 
 @main.group()

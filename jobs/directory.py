@@ -27,7 +27,7 @@ def caption(
     same call again goes on where it was interrupted, and captions what is new.
     """
     from jobs import caption as job
-    from jobs import index, score, score_actors, stream
+    from jobs import index, score, score_actors
 
     config = job_config(images, model, out, captions, overrides)
     if score_actors.of_clip(config.score.also):
@@ -40,7 +40,7 @@ def caption(
         lines = [index.describe(index.index(config))]
         if retry_errors:
             lines.append(pipeline.renew_errors(config, "caption"))
-        lines.append(stream.describe("caption", job.caption_images(config, model)))
+        lines.append(job.describe(job.caption_images(config, model)))
         if captions:
             lines.append(score.describe(score.score(config)))
     lines.append(f"captions: {config.at('captions')}")

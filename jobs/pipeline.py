@@ -13,14 +13,14 @@ from captioner import features, manifest, storage
 from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
-from jobs import blocks, lock
+from jobs import blocks, formats, lock
 
 # What each stage leaves in the run directory; its last file marks it as done.
 _OUTPUTS = {
     "index": ["manifest", "manifest.next"],
     "extract": ["features", "features.checkpoints"],
     "train": ["model", "checkpoints", "tensorboard"],
-    "caption": ["captions", "captions.checkpoints", "captions.jsonl"],
+    "caption": ["captions", "captions.checkpoints", *formats.OUTPUTS.values()],
     "score": ["metrics.json", "scores"],
     "report": ["report.html"],
 }
@@ -230,9 +230,9 @@ def _train(config: JobConfig) -> str:
 
 
 def _caption(config: JobConfig) -> str:
-    from jobs import caption, stream
+    from jobs import caption
 
-    return stream.describe("caption", caption.caption_features(config, config.at("model")))
+    return caption.describe(caption.caption_features(config, config.at("model")))
 
 
 def _score(config: JobConfig) -> str:

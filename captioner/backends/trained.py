@@ -11,7 +11,7 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import Search
 from captioner.encoder import Encoder
 from captioner.identity import EncoderIdentity
-from captioner.model import CaptionModel
+from captioner.model import CaptionModel, Look
 from captioner.selection import Caption
 
 
@@ -28,6 +28,14 @@ class TrainedCaptioner:
     @property
     def identity(self) -> EncoderIdentity:
         return self._encoder.identity
+
+    def attention(self, pixels: Pixels, captions: Sequence[str]) -> list[Look] | str:
+        """Where the decoder looks as it writes these captions, or why that cannot be told."""
+        if self._model.config.decoder.attention == "none":
+            return "this model looks at no patches (decoder.attention: none)"
+        embedding, tokens = self._encoder.encode(pixels)
+        assert tokens is not None
+        return self._model.attention(embedding.numpy(), tokens.numpy(), captions)
 
     def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
         embedding, tokens = self._encoder.encode(pixels)

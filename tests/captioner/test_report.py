@@ -349,20 +349,6 @@ def test_attention_maps_are_of_their_own_image(
         assert text[known["image_id"][index].as_py()] == caption
 
 
-def test_heat_is_where_the_decoder_looks() -> None:
-    weights = np.full(PATCHES, 0.5 / (PATCHES - 1), np.float32)
-    weights[4 * 3 + 0] = 0.5  # lowest row, first column
-    look = report._look(Image.new("RGB", (32, 32), "grey"), "dog", weights)
-    assert look.word == "dog"
-    assert look.peak == pytest.approx(0.5 * PATCHES)
-    heat = np.asarray(image_of({"src": look.picture})).astype(int)
-    redness = heat[..., 0] - heat[..., 2]
-    hot = redness[144:, :48].mean()
-    assert hot > 60
-    assert abs(redness[:96].mean()) < 20
-    assert abs(redness[:, 96:].mean()) < 20
-
-
 def test_attention_without_a_picture_still_shows_its_maps(run: JobConfig) -> None:
     rows = manifest.read(run.at("features"))
     column = rows.column_names.index("uri")

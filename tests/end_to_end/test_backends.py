@@ -38,7 +38,14 @@ def test_a_directory_is_captioned_and_scored(
 ) -> None:
     saved = save(kind, tmp_path / kind)
     model = f"coca:local-dir:{saved}" if kind == "coca" else f"hf:{saved}"
-    options = ("--captions", tmp_path / "captions.csv", "--jsonl", "--max-error-rate", "1")
+    options = (
+        "--captions",
+        tmp_path / "captions.csv",
+        "--format",
+        "jsonl",
+        "--max-error-rate",
+        "1",
+    )
     options += (f"--set=cluster.address={cluster}", "--set=search.beam_size=2")
     out = tmp_path / "out"
     output = captioner("caption", photos, "--model", model, "--out", out, *options).output

@@ -97,8 +97,11 @@ def test_captions_of_a_directory_follow_it(
     captioner: Cli, finished_run: Path, growing: Path, tmp_path: Path
 ) -> None:
     command = ("caption", growing, "--model", finished_run / "model", "--out", tmp_path / "out")
-    command = (*command, "--jsonl", "--max-error-rate", "1")
+    command = (*command, "--format", "jsonl", "--format", "sidecar", "--max-error-rate", "1")
     captioner(*command)
+    sidecar = tmp_path / "out" / "sidecar"
+    assert (sidecar / "30.txt").exists()
+    (sidecar / "01.txt").write_text("written once")
     first = rows_of(tmp_path / "out" / "captions")
     change(growing)
     assert "caption: 52 rows, 6 new" in captioner(*command).output
@@ -109,6 +112,11 @@ def test_captions_of_a_directory_follow_it(
     assert second["01.png"] == first["01.png"]
     lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
     assert len({json.loads(line)["image_id"] for line in lines}) == len(lines) == 52
+    paths = sidecar.rglob("*.txt")
+    said = {str(path.relative_to(sidecar)): path.read_text().strip() for path in paths}
+    captions = {i.replace("png", "txt"): row["caption"] for i, row in second.items()}
+    new = {name: text for name, text in captions.items() if text is not None}
+    assert said == {**new, "01.txt": "written once"}
 
 
 def test_a_whole_run_follows_its_source(

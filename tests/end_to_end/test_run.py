@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from nltk.translate.bleu_score import corpus_bleu
+from webdataset import WebDataset
 
 from captioner import features, manifest
 from captioner.config import load
@@ -188,7 +190,8 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
     out = tmp_path / "out"
     arguments = (
         "caption", scene_data / "Images", "--model", finished_run / "model", "--out", out,
-        "--jsonl", "--captions", scene_data / "captions.txt",
+        "--format", "jsonl", "--captions", scene_data / "captions.txt",
+        "--format", "csv", "--format", "webdataset", "--set", "search.n_best=2",
     )  # fmt: skip
     assert "BLEU-4" in captioner(*arguments).output
     rows = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
@@ -196,6 +199,14 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
     from_features = manifest.read(str(finished_run / "captions"), ["image_id", "caption"])
     assert fused == {row["image_id"]: row["caption"] for row in from_features.to_pylist()}
     assert all(row["log_probability"] < 0 for row in rows)
+    assert all(row["n_best"][0]["caption"] == row["caption"] for row in rows)
+    with (out / "captions.csv").open() as file:
+        assert {row["image_id"]: row["caption"] for row in csv.DictReader(file)} == fused
+    tars = sorted(map(str, (out / "webdataset").glob("*.tar")))
+    samples = {json.loads(s["json"])["image_id"]: s for s in WebDataset(tars, shardshuffle=False)}
+    assert {image_id: sample["txt"].decode() for image_id, sample in samples.items()} == fused
+    for image_id, sample in samples.items():
+        assert sample["png"] == (scene_data / "Images" / image_id).read_bytes()
     assert "caption: nothing new; 120 rows" in captioner(*arguments).output
 
 

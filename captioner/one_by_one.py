@@ -1,0 +1,113 @@
+"""A captioner for a program or a notebook: images in, captions out, without Ray."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image as PillowImage
+
+from captioner import backends, storage
+from captioner import config as configuration
+from captioner.config import Encoder as EncoderOptions
+from captioner.config import Image, Search
+from captioner.errors import InputError
+from captioner.images import decode
+from captioner.selection import Caption
+
+Source = str | os.PathLike[str] | bytes | PillowImage.Image
+
+
+class Captioner:
+    """Captions images as the batch job does, with the settings of the model directory.
+
+    >>> captioner = Captioner.load("runs/mine/model")
+    >>> captioner.caption("photo.jpg").text
+    'a cat sits on a chair'
+    """
+
+    def __init__(self, backend: backends.Backend, search: Search, limits: Image) -> None:
+        self.backend, self.search, self._limits = backend, search, limits
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        encoder: str | None = None,
+        **search: Any,
+    ) -> Captioner:
+        """
+        Args:
+            model: a model directory, ``hf:NAME`` or ``coca:NAME``.
+            device: None: a GPU where there is one.
+            encoder: where the image tower is now, if it was ``local-dir:`` and has moved.
+            search: options of ``config.Search`` that should differ, such as ``beam_size=1``.
+
+        Raises:
+            InputError: the model or its tower cannot be had.
+        """
+        name = os.fspath(model)
+        tower, options, limits = EncoderOptions(), {"repetition_penalty": 1.0}, Image()
+        if not backends.is_foreign(name):
+            url = storage.join(storage.resolve(name), "config.yaml")
+            if not storage.exists(url):
+                raise InputError(f"{name}: not a model directory: no config.yaml in it")
+            config = configuration.parse(yaml.safe_load(storage.read_text(url)), url)
+            tower, options, limits = config.encoder, config.search.model_dump(), config.image
+        if encoder is not None:
+            tower = EncoderOptions(**{**tower.model_dump(), "model": encoder})
+        wanted = Search(**{**options, **search})
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(backends.load(name, tower, wanted, place), wanted, limits)
+
+    def caption(self, image: Source) -> Caption:
+        """
+        Args:
+            image: a path, an fsspec URL, the bytes of a file, or a picture of Pillow's.
+
+        Raises:
+            InputError: it cannot be read, with the reason.
+        """
+        return self.captions([image])[0]
+
+    def captions(self, images: Sequence[Source]) -> list[Caption]:
+        """The captions of some images, as many as fit into memory at once."""
+        names = [_name(image, place) for place, image in enumerate(images)]
+        pixels = [self.pixels(image, name) for image, name in zip(images, names)]
+        return self.backend.caption(np.stack(pixels), self.search, names) if pixels else []
+
+    def pixels(self, image: Source, name: str = "image") -> Any:
+        """What the tower sees of an image, ``(height, width, 3) uint8``."""
+        found = decode(
+            _bytes(image, name),
+            self.backend.identity.preprocessing,
+            self._limits.max_pixels,
+            scaled=self._limits.scaled_decode,
+        )
+        if found.pixels is None:
+            raise InputError(f"{name}: {found.error}")
+        return found.pixels
+
+
+def _name(image: Source, place: int) -> str:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {place}"
+
+
+def _bytes(image: Source, name: str) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, PillowImage.Image):
+        file = io.BytesIO()
+        image.save(file, "PNG")  # nothing is lost
+        return file.getvalue()
+    try:
+        return storage.read_bytes(storage.resolve(image))
+    except Exception as error:  # each fsspec file system raises its own
+        raise InputError(f"{name}: {type(error).__name__}: {error}") from error

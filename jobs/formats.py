@@ -1,0 +1,118 @@
+"""captions/ once more, in the forms of ``caption.formats``: a pass over its shards for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from captioner import caption_files, manifest, storage
+from captioner.config import JobConfig
+from captioner.reading import read_images
+
+_ROWS = 10_000
+OUTPUTS = {
+    "jsonl": "captions.jsonl",
+    "csv": "captions.csv",
+    "sidecar": "sidecar",
+    "webdataset": "webdataset",
+}
+_IMAGE_COLUMNS = ["serial", "uri", "offset", "row", "size", "deleted"]
+
+
+def write(config: JobConfig, is_new: bool) -> list[str]:
+    """Write what is asked for and not there yet, or all of it where captions are new. Returns
+    lines for people."""
+    lines = []
+    for name in config.caption.formats:
+        target = config.at(OUTPUTS[name])
+        if is_new or not storage.exists(target):
+            lines.append(f"{name}: {_WRITERS[name](config, target):,} captions, {target}")
+    return lines
+
+
+def _json_lines(config: JobConfig, target: str) -> int:
+    return _text(config, target, "", caption_files.json_lines)
+
+
+def _csv(config: JobConfig, target: str) -> int:
+    return _text(config, target, caption_files.csv_header(), caption_files.csv_lines)
+
+
+def _text(config: JobConfig, target: str, header: str, lines: Any) -> int:
+    count = 0
+    with storage.writer(target) as file:
+        file.write(header.encode())
+        for rows in _batches(config):
+            file.write(lines(rows).encode())
+            count += len(rows) - rows["caption"].null_count
+    return count
+
+
+def _batches(config: JobConfig, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    batches = manifest.dataset(config.at("captions")).to_batches(columns=columns, batch_size=_ROWS)
+    return (pa.Table.from_batches([batch]) for batch in batches)
+
+
+def _sidecars(config: JobConfig, target: str) -> int:
+    """In a task a shard, those of rows that no earlier call has written."""
+    summary, captions = storage.read_summary(target), storage.read_summary(config.at("captions"))
+    assert captions is not None
+    same = summary is not None and summary.get("manifest") == captions.get("manifest")
+    after = summary["serial"] if summary and same else -1
+    hashes = [
+        caption_files.stem_hashes(rows["image_id"].to_pylist())
+        for rows in _batches(config, ["image_id"])
+    ]
+    stems, counts = np.unique(np.concatenate([*hashes, np.empty(0, np.uint64)]), return_counts=True)
+    shared = ray.put(stems[counts > 1])
+    files = manifest.files(config.at("captions"))
+    written = sum(ray.get([_sidecars_of.remote(file, target, shared, after) for file in files]))
+    storage.write_summary(target, {name: captions.get(name) for name in ("manifest", "serial")})
+    return int(written)
+
+
+@ray.remote
+def _sidecars_of(file: str, target: str, shared: Any, after: int) -> int:
+    with storage.parquet(file) as parquet:
+        rows = parquet.read(["image_id", "serial", "caption"])
+    new = rows.filter(pc.greater(rows["serial"], after))
+    return caption_files.write_sidecars(new, target, shared)
+
+
+def _webdataset(config: JobConfig, target: str) -> int:
+    """All anew, a tar file a shard: an image that has changed must not be there twice."""
+    storage.remove(target)
+    files = manifest.files(config.at("captions"))
+    tasks = [_tar_of.remote(file, target, number, config) for number, file in enumerate(files)]
+    written = int(sum(ray.get(tasks)))
+    storage.write_summary(target, {"rows": written})
+    return written
+
+
+@ray.remote
+def _tar_of(file: str, target: str, number: int, config: JobConfig) -> int:
+    columns = ["image_id", "serial", *caption_files.CSV_COLUMNS[1:5]]
+    with storage.parquet(file) as parquet:
+        rows = parquet.read(columns).sort_by("serial")
+    # Where the bytes are, the manifest knows. Row groups of other serials are not read.
+    serials = pc.min_max(rows["serial"]).as_py()
+    between = (pc.field("serial") >= serials["min"]) & (pc.field("serial") <= serials["max"])
+    dataset = manifest.dataset(config.at("manifest"))
+    known = dataset.to_table(columns=_IMAGE_COLUMNS, filter=between)
+    places = pc.index_in(rows["serial"], value_set=known["serial"].combine_chunks())
+    wanted = known.take(places)
+    images = read_images(wanted, config.image.max_bytes, config.source.image_column)
+    return caption_files.write_tar(storage.join(target, f"{number:06d}.tar"), rows, images, number)
+
+
+_WRITERS = {
+    "jsonl": _json_lines,
+    "csv": _csv,
+    "sidecar": _sidecars,
+    "webdataset": _webdataset,
+}

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import webdataset
+
+from captioner import caption_files, storage
+from captioner.reading import Unreadable
+
+ROWS = pa.table(
+    {
+        "image_id": ["2024/cat.jpg", "2024/cat.png", "dog.final.jpeg", "broken.jpg"],
+        "uri": [f"/photos/{number}" for number in range(4)],
+        "caption": ['a "cat", asleep', "another cat\nin two lines", "ein Hund läuft", None],
+        "log_probability": pa.array([-1.5, -2.0, -3.0, None], pa.float32()),
+        "confidence": pa.array([0.5, 0.25, 0.125, None], pa.float32()),
+        "bleu_4": pa.array([0.5, None, None, None], pa.float32()),
+        "references": [["one cat"], [], [], []],
+        "error": [None, None, None, "UnidentifiedImageError: no image"],
+    }
+)
+
+
+def test_json_lines_have_every_column_and_are_read_back() -> None:
+    rows = [json.loads(line) for line in caption_files.json_lines(ROWS).splitlines()]
+    assert rows == ROWS.to_pylist()
+    assert "läuft" in caption_files.json_lines(ROWS)
+
+
+def test_csv_is_read_back_with_quotes_and_line_ends() -> None:
+    text = caption_files.csv_header() + caption_files.csv_lines(ROWS)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["caption"] for row in rows] == [*ROWS["caption"].to_pylist()[:3], ""]
+    assert rows[0]["confidence"] == "0.5"
+    assert rows[3]["error"] == "UnidentifiedImageError: no image"
+
+
+@pytest.mark.parametrize(
+    ("image_id", "path"),
+    [
+        ("2024/cat.jpg", "2024/cat.jpg"),
+        ("../../etc/passwd.jpg", "etc/passwd.jpg"),
+        ("/absolute.jpg", "absolute.jpg"),
+        ("s3://bucket/a/./b.jpg", "s3/bucket/a/b.jpg"),
+        (r"..\..\windows.jpg", "windows.jpg"),
+        ("..", "_"),
+    ],
+)
+def test_no_image_id_leads_out_of_a_directory(image_id: str, path: str) -> None:
+    assert str(caption_files.path_of(image_id)) == path
+
+
+def shared_of(rows: pa.Table) -> np.ndarray:
+    hashes = caption_files.stem_hashes(rows["image_id"].to_pylist())
+    stems, counts = np.unique(hashes, return_counts=True)
+    return stems[counts > 1]
+
+
+def test_sidecars_stand_as_the_images_do_and_none_takes_anothers_place(tmp_path: Path) -> None:
+    assert caption_files.write_sidecars(ROWS, str(tmp_path), shared_of(ROWS)) == 3
+    found = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*.txt")}
+    assert found == {
+        "2024/cat.jpg.txt": 'a "cat", asleep\n',
+        "2024/cat.png.txt": "another cat\nin two lines\n",
+        "dog.final.txt": "ein Hund läuft\n",
+    }
+
+
+def test_an_image_that_has_no_caption_any_more_loses_its_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "broken.txt").write_text("what it was\n")
+    caption_files.write_sidecars(ROWS, str(tmp_path), shared_of(ROWS))
+    assert not (tmp_path / "broken.txt").exists()
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_tar_shard_is_read_by_webdataset(tmp_path: Path, memory_root: str, place: str) -> None:
+    url = f"{tmp_path if place == 'local' else memory_root}/out/000007.tar"
+    images = [b"first", Unreadable("gone"), b"third", b"fourth"]
+    assert caption_files.write_tar(url, ROWS, images, 7) == 2
+    local = tmp_path / "copy.tar"
+    local.write_bytes(storage.read_bytes(url))
+    samples = list(webdataset.WebDataset(str(local), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == ["000007000000", "000007000002"]
+    assert [samples[0]["jpg"], samples[1]["jpeg"]] == [b"first", b"third"]
+    assert samples[1]["txt"].decode() == "ein Hund läuft"
+    about = json.loads(samples[0]["json"])
+    assert (about["image_id"], about["confidence"]) == ("2024/cat.jpg", 0.5)
+
+
+def test_a_tar_shard_without_any_image_is_not_written(tmp_path: Path) -> None:
+    url = f"{tmp_path}/000000.tar"
+    assert caption_files.write_tar(url, ROWS, [Unreadable("gone")] * 4, 0) == 0
+    assert not Path(url).exists()
+
+
+def test_a_file_that_is_broken_off_leaves_what_was_there(tmp_path: Path) -> None:
+    url = f"{tmp_path}/captions.csv"
+    storage.write_text(url, "before")
+
+    def break_off() -> None:
+        with storage.writer(url) as file:
+            file.write(b"half of it")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
+    assert storage.read_text(url) == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.csv"]
+    with storage.writer(url) as file:
+        file.write(b"after")
+    assert storage.read_text(url) == "after"

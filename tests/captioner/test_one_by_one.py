@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from captioner import Captioner, manifest
+from captioner.config import JobConfig
+from captioner.errors import InputError
+from captioner.model import CaptionModel
+from jobs.cli import main
+from tests.runs import build_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
+    return build_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def photo(run: JobConfig) -> str:
+    return str(Path(run.source.images) / "picture-03.png")
+
+
+def test_an_image_is_captioned_in_three_lines(run: JobConfig, photo: str) -> None:
+    captioner = Captioner.load(run.at("model"))
+    caption = captioner.caption(photo)
+    row = next(row for row in features_of(run) if row["uri"] == photo)
+    model = CaptionModel.load(run.at("model"))
+    embedding, tokens = (np.array(row[name], np.float16) for name in ("embedding", "tokens"))
+    shape = (1, model.encoder.patches, model.encoder.channels)
+    (expected,) = model.caption(embedding[None], tokens.reshape(shape), run.search)
+    assert caption.text == expected.text
+    assert caption.log_probability == pytest.approx(expected.log_probability, abs=1e-3)
+
+
+def features_of(run: JobConfig) -> list[dict[str, object]]:
+    return manifest.read(run.at("features"), ["uri", "embedding", "tokens"]).to_pylist()
+
+
+def test_an_image_may_be_a_path_bytes_or_a_picture(run: JobConfig, photo: str) -> None:
+    captioner = Captioner.load(run.at("model"), device="cpu", beam_size=2)
+    data = Path(photo).read_bytes()
+    sources = [photo, Path(photo), data, Image.open(io.BytesIO(data)), f"file://{photo}"]
+    assert len({caption.text for caption in captioner.captions(sources)}) == 1
+    assert captioner.captions([]) == []
+    assert captioner.search.beam_size == 2
+
+
+def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
+    captioner = Captioner.load(run.at("model"))
+    with pytest.raises(InputError, match=r"nowhere\.jpg: FileNotFoundError"):
+        captioner.caption(tmp_path / "nowhere.jpg")
+    with pytest.raises(InputError, match="image 0: not an image"):
+        captioner.caption(b"text")
+    with pytest.raises(InputError, match="not a model directory"):
+        Captioner.load(tmp_path)
+
+
+def test_a_tower_that_has_moved_is_given_by_its_new_place(run: JobConfig, tmp_path: Path) -> None:
+    before = Path(run.encoder.model.removeprefix("local-dir:"))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "open_clip_config.json").write_text((before / "open_clip_config.json").read_text())
+    picture = Image.new("RGB", (40, 40), "red")
+    captioner = Captioner.load(run.at("model"), encoder=f"local-dir:{moved}")
+    assert captioner.caption(picture).text == Captioner.load(run.at("model")).caption(picture).text
+
+
+def test_the_package_is_imported_without_torch() -> None:
+    code = "import captioner, sys; assert 'torch' not in sys.modules; captioner.Captioner"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_view_tells_the_best_captions_and_draws_where_the_model_looked(
+    run: JobConfig, photo: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "attention.png"
+    arguments = ["view", photo, "--model", run.at("model"), "--best", "3", "--out", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    first, *others, last = result.output.splitlines()
+    assert "(confidence 0." in first
+    assert len(others) == 3
+    assert others[0].split(maxsplit=1)[1].strip() == first.split("    (")[0].strip()
+    assert last == f"attention: {out}"
+    with Image.open(out) as figure:
+        assert figure.width > 800
+
+
+def test_view_refuses_what_is_no_image_and_no_picture_format(
+    run: JobConfig, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no image")
+    model = ["--model", run.at("model")]
+    refused = CliRunner().invoke(main, ["view", str(text), *model])
+    assert (refused.exit_code, "not an image" in refused.output) == (2, True)
+    refused = CliRunner().invoke(main, ["view", str(text), *model, "--out", "a.exe"])
+    assert (refused.exit_code, ".png, .svg or .pdf" in refused.output) == (2, True)
