@@ -26,7 +26,7 @@ from captioner.sources import Part
 from captioner.sources import list_part as list_images
 from captioner.sources.known import list_known as list_images_of
 from captioner.vocabulary import END, count_words, tokenize
-from jobs.progress import telling
+from jobs.tally import telling
 
 DELETED = "deleted from the source"  # the error of a row whose image is no longer there
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from captioner.model import CaptionModel
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 from jobs import blocks, extract, formats, session, stream, table_rows
-from jobs.progress import Reporter
+from jobs.tally import Reporter
 
 _N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])
 SCHEMA = pa.schema(
@@ -104,6 +105,7 @@ class CaptionFeatures:
         self._search, self._reporter = search, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        began = time.monotonic()
         valid = rows["error"].is_null().to_numpy()
         good = rows.filter(pa.array(valid))
         embedding = features.to_numpy(good["embedding"])
@@ -112,7 +114,7 @@ class CaptionFeatures:
         found = iter(
             self._model.caption(embedding, tokens, self._search, good["image_id"].to_pylist())
         )
-        self._reporter.add(len(rows), blocks.errors_of(rows))
+        self._reporter.add(len(rows), blocks.errors_of(rows), began)
         return caption_rows(rows, [next(found) if ok else None for ok in valid])
 
 
@@ -132,10 +134,11 @@ class CaptionImages:
         self._search, self._reporter = search, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        began = time.monotonic()
         valid, pixels = extract.valid_pixels(rows, self._backend.identity.preprocessing)
         ids = rows["image_id"].filter(pa.array(valid)).to_pylist()
         found = iter(self._backend.caption(pixels, self._search, ids))
-        self._reporter.add(len(rows), blocks.errors_of(rows))
+        self._reporter.add(len(rows), blocks.errors_of(rows), began)
         return caption_rows(rows, [next(found) if ok else None for ok in valid])
 
 

@@ -7,6 +7,7 @@ All stages run at the same time, on blocks of a few hundred images.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 from jobs import session, stream, table_rows
 from jobs.blocks import errors_of
-from jobs.progress import Reporter
+from jobs.tally import Reporter
 
 COLUMNS = [
     "image_id", "serial", "uri", "offset", "row", "size", "deleted", "split", "captions",
@@ -81,6 +82,7 @@ class EncodeImages:
         self._schema, self._reporter = schema, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        began = time.monotonic()
         valid, pixels = valid_pixels(rows, self._encoder.identity.preprocessing)
         arrays = {name: rows[name] for name in self._schema.names if name in rows.column_names}
         arrays |= self._encoded(valid, pixels)
@@ -88,7 +90,7 @@ class EncodeImages:
             training = pc.fill_null(pc.equal(rows["split"], "train"), False).to_numpy()
             mirrors = np.ascontiguousarray(pixels[training[valid], :, ::-1])
             arrays |= self._encoded(valid & training, mirrors, features.MIRRORED)
-        self._reporter.add(len(rows), errors_of(rows))
+        self._reporter.add(len(rows), errors_of(rows), began)
         return pa.table({name: arrays[name] for name in self._schema.names}, schema=self._schema)
 
     def _encoded(self, valid: Any, pixels: Any, suffix: str = "") -> dict[str, pa.Array]:

@@ -43,7 +43,7 @@ def index(config: JobConfig) -> dict[str, Any]:
     parts = sources.parts(config.source)
     session.start(config.cluster)
     known = sources.unchanged(parts, config.source, url) if before else set()
-    with progress.show("index", None) as tally:
+    with progress.show("index", None, config.run) as tally:
         for found in listing(config, parts, known, tally, skipped):
             rows = assign(found)
             counts["images"] += len(rows)

@@ -84,7 +84,7 @@ def score(config: JobConfig) -> dict[str, Any]:
 def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images: int) -> None:
     """The second pass: ``scores/``, a row for each captioned image with references."""
     target, schema = config.at("scores"), scores.schema(config.score.also)
-    with progress.show("score", images) as tally, stream.readable_errors(tally, target):
+    with progress.show("score", images, config.run) as tally, stream.readable_errors(tally, target):
         rows = table_rows.read(config.at("captions"), COLUMNS, _ROWS_PER_BLOCK).map_batches(
             _score_block,
             fn_args=(ray.put(cider), baseline),

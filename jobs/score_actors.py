@@ -19,7 +19,7 @@ from captioner.errors import InputError
 from captioner.metrics import clip, java
 from captioner.vocabulary import tokenize
 from jobs import session, stream
-from jobs.progress import telling
+from jobs.tally import telling
 
 _METEOR_BATCH = 256
 _SPICE_BATCH = 10_000  # each starts Java, and loads models, anew

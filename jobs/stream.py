@@ -32,6 +32,7 @@ from jobs import progress
 from jobs.blocks import decode_block, drop_outdated
 from jobs.session import Workers
 from jobs.table_rows import Input, rows_per_block
+from jobs.tally import ErrorLimits
 
 _ENCODER_BYTES = 512 * 1024**2
 _ROWS_PER_GROUP = 256  # of a row group: what a reader of some rows has to read at least
@@ -49,7 +50,7 @@ def run(
 ) -> dict[str, Any]:
     """Bring ``target`` up to date with ``rows``, but for what an earlier run has written.
 
-    ``build`` makes results of rows; it is given the ``progress.Tally`` that its actors report
+    ``build`` makes results of rows; it is given the ``Tally`` that its actors report
     to; ``batch_size`` is that of its actors. Results whose row has changed since are replaced.
     Returns the counts, which are checked.
 
@@ -81,9 +82,9 @@ def run(
         again = sum(
             max(0, last - max(first, after + 1) + 1) for first, last in of.get("renewed", [])
         )
-        limits = progress.ErrorLimits(config.image.max_error_rate, pending, again)
+        limits = ErrorLimits(config.image.max_error_rate, pending, again)
         with (
-            progress.show(what, pending - kept, limits=limits) as tally,
+            progress.show(what, pending - kept, config.run, limits=limits) as tally,
             _resumable(checkpoints),
             readable_errors(tally, target),
         ):

@@ -43,7 +43,7 @@ def train(config: JobConfig) -> dict[str, Any]:
     counts = mixture.counts(config)
     images = {"train": mixture.drawn_of(counts, config), "val": _validation_images(config)}
     epochs = config.train.epochs + config.train.self_critical.epochs
-    with progress.show("train", images["train"] * epochs) as tally:
+    with progress.show("train", images["train"] * epochs, config.run) as tally:
         task = Task(
             config=config,
             vocabulary=vocabulary,

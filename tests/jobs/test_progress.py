@@ -1,92 +1,23 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
-from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs import progress
-from jobs.progress import ErrorLimits
+from jobs.progress import Progress
+from jobs.tally import Count
+
+Write = Callable[..., None]
 
 
-def stops(limits: ErrorLimits, done: int, failed: int) -> bool:
-    return limits.verdict(done, Counter({"OSError": failed} if failed else {})) is not None
-
-
-# Error limits
-
-
-@pytest.mark.parametrize("failed", [1, 10, 99])
-def test_a_few_rows_say_nothing(failed: int) -> None:
-    assert not stops(ErrorLimits(0.05, 200), 99, failed)
-    assert not stops(ErrorLimits(0.0, 200), 99, failed)
-
-
-def test_a_small_job_is_never_stopped() -> None:
-    assert not stops(ErrorLimits(0.05, 20), 20, 20)
-
-
-def test_images_that_are_tried_again_may_all_fail_again() -> None:
-    assert not stops(ErrorLimits(0.05, 10_000, known_bad=10_000), 5000, 5000)
-    assert stops(ErrorLimits(0.05, 10_000, known_bad=1000), 5000, 2000)
-
-
-@pytest.mark.parametrize(
-    ("done", "failed", "stopped"),
-    [
-        (100, 0, False),
-        (100, 5, False),
-        (100, 10, False),  # twice the limit, but of a hundred it may be chance
-        (100, 20, True),
-        (100, 100, True),
-        (1_000, 50, False),
-        (1_000, 60, False),
-        (1_000, 90, True),
-        (10_000, 500, False),
-        (10_000, 550, False),
-        (10_000, 600, True),
-        (1_000_000, 50_000, False),
-        (1_000_000, 51_000, True),
-    ],
-)
-def test_a_job_stops_when_its_errors_are_surely_more_than_allowed(
-    done: int, failed: int, stopped: bool
-) -> None:
-    assert stops(ErrorLimits(0.05, 2_000), done, failed) == stopped
-
-
-def test_a_bad_folder_at_the_front_does_not_speak_for_a_large_source() -> None:
-    limits = ErrorLimits(0.05, 1_000_000)
-    assert not any(stops(limits, done, done) for done in range(0, 10_000, 100))
-    assert stops(limits, 10_000, 9_000)
-    assert not stops(limits, 10_000, 400)
-
-
-def test_mostly_bad_input_is_seen_after_a_hundredth_of_it() -> None:
-    limits = ErrorLimits(0.05, 1_000_000)
-    assert next(done for done in range(1_000_000) if stops(limits, done, done)) == 10_000
-
-
-def test_the_bounds_of_the_rate() -> None:
-    assert not stops(ErrorLimits(1.0, 1_000), 1_000, 1_000)  # nothing stops such a job
-    assert stops(ErrorLimits(0.0, 1_000), 1_000, 1)
-    assert not stops(ErrorLimits(0.0, 1_000), 1_000, 0)
-
-
-def test_the_verdict_names_the_commonest_reasons_and_the_way_out() -> None:
-    errors = Counter({"OSError": 30, "not an image": 1_200, "rare": 1, "too large": 5})
-    verdict = ErrorLimits(0.05, 2_000).verdict(2_000, errors)
-    assert verdict is not None
-    assert verdict.startswith(
-        "1,236 of the first 2,000 images failed "
-        "(1,200 not an image; 30 OSError; 5 too large), more than image.max_error_rate 0.05 allows"
-    )
-    assert "--max-error-rate" in verdict
-
-
-# The line
+def count(done: int, errors: dict[str, int] | None = None, *lines: str, **more: Any) -> Count:
+    return Count(done, errors or {}, [*lines], more.get("actors", 0), more.get("busy", 0.0))
 
 
 @pytest.fixture
@@ -102,49 +33,107 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return set_to
 
 
-def test_plain_lines_say_done_rate_time_left_and_errors(
-    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Progress]:
+    def make(what: str, total: int | None, unit: str = "images") -> Progress:
+        return Progress(what, total, unit, str(tmp_path / "progress.json"))
+
+    return make
+
+
+def test_a_plain_line_a_minute_says_done_rates_time_left_and_errors(
+    clock: Write, make: Callable[..., Progress], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = progress._Line("extract", 10_000, "images")
+    line = make("extract", 10_000)
     assert not line.moves
-    line.write(0, {}, [])
+    line.write(count(0))
     clock(20)
-    line.write(1_000, {}, [])
-    clock(30)
-    line.write(2_000, {"OSError": 1_000, "rare": 5}, ["resumed after 7"])
-    clock(110)
-    line.write(10_000, {"OSError": 1_005}, [], last=True)
+    line.write(count(1_000))  # start-up is not the job's speed
+    for seconds in range(21, 120):
+        clock(seconds)
+        line.write(count(1_000 + 10 * (seconds - 20)))
+    clock(120)
+    line.write(count(2_000, {"OSError": 1_000, "rare": 5, "rarer": 1}, "resumed after 7"))
+    clock(420)
+    line.write(count(10_000, {"OSError": 1_005}), "done")
     assert capsys.readouterr().err.splitlines() == [
         "extract: 0/10,000 images",
-        "extract: 1,000/10,000 images",  # start-up is not the job's speed
+        "extract: 1,400/10,000 images, 10.0/s (10.0 now), 14:20 left",
         "resumed after 7",
-        "extract: 2,000/10,000 images, 100.0/s, 1:20 left, 1,005 errors",
-        "extract: 10,000/10,000 images, 100.0/s, 1,005 errors",
+        "extract: 2,000/10,000 images, 10.0/s (10.0 now), 13:20 left, "
+        "1,006 errors (1,000 OSError, 5 rare, ...)",
+        "extract: 10,000/10,000 images, 22.5/s, 1,005 errors (1,005 OSError)",
     ]
 
 
-def test_a_job_of_unknown_length_has_no_time_left(
-    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+def test_the_rate_now_is_that_of_the_last_half_minute(
+    clock: Write, make: Callable[..., Progress], tmp_path: Path
 ) -> None:
-    line = progress._Line("index", None, "files")
-    line.write(10, {}, [])
+    line = make("extract", 10_000)
+    for seconds in range(100):
+        clock(seconds)
+        line.write(count(100 * seconds if seconds < 50 else 5_000 + seconds - 50))
+    line.write(count(5_049), "failed")
+    found = json.loads((tmp_path / "progress.json").read_text())
+    assert found["per_second_now"] == pytest.approx(1.0, rel=0.05)
+    assert found["per_second"] == pytest.approx((5_049 - 100) / 98)
+    assert (found["job"], found["state"], found["done"]) == ("extract", "failed", 5_049)
+
+
+def test_others_can_read_it_from_a_file_meanwhile(
+    clock: Write, make: Callable[..., Progress], tmp_path: Path
+) -> None:
+    line, file = make("caption", 100), tmp_path / "progress.json"
+    line.write(count(0))
+    for seconds in (10, 20):
+        clock(seconds)
+        busy = 1.5 * seconds
+        line.write(count(seconds, {"OSError": 3}, actors=2, busy=busy))
+    found = json.loads(file.read_text())
+    assert (found["state"], found["done"], found["total"]) == ("running", 20, 100)
+    assert (found["errors"], found["seconds_left"]) == ({"OSError": 3}, 80.0)
+    assert (found["actors"], found["actors_busy"]) == (2, 1.5)
+    assert found["started"] <= found["updated"]
+
+
+def test_a_storage_that_is_away_does_not_stop_it(clock: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    Progress("caption", 1, "images", f"{tmp_path}/file/progress.json").write(count(1), "done")
+
+
+def test_the_line_says_how_many_actors_are_busy(
+    clock: Write, make: Callable[..., Progress], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = make("caption", 100)
+    line.write(count(0))
+    clock(60)
+    line.write(count(10, actors=4, busy=150.0))
+    assert "2.5 of 4 actors busy" in capsys.readouterr().err
+
+
+def test_a_job_of_unknown_length_has_no_time_left(
+    clock: Write, make: Callable[..., Progress], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = make("index", None, "files")
+    line.write(count(10))
     clock(2)
-    line.write(30, {}, [])
+    line.write(count(30), "done")
     assert capsys.readouterr().err.splitlines() == ["index: 10 files", "index: 30 files, 10.0/s"]
 
 
 def test_a_job_that_stands_still_says_what_it_may_wait_for(
-    clock: Callable[[float], None],
+    clock: Write,
+    make: Callable[..., Progress],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress, "free", lambda: "the cluster has nothing free")
-    line = progress._Line("extract", 10, "images")
+    line = make("extract", 10)
     for seconds in (29, 31, 45, 59, 61, 100, 121):
         clock(seconds)
-        line.write(0, {}, [])
+        line.write(count(0))
     clock(300)
-    line.write(0, {}, [], last=True)
+    line.write(count(0), "failed")
     said = [text for text in capsys.readouterr().err.splitlines() if "nothing yet" in text]
     assert said == [
         f"extract: nothing yet after {seconds} s; the cluster has nothing free"
@@ -153,7 +142,7 @@ def test_a_job_that_stands_still_says_what_it_may_wait_for(
 
 
 def test_on_a_terminal_one_line_moves(
-    clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    clock: Write, make: Callable[..., Progress], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -161,11 +150,11 @@ def test_on_a_terminal_one_line_moves(
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    line = progress._Line("extract", 2, "images")
+    line = make("extract", 2)
     assert line.moves
-    line.write(0, {}, [])
-    line.write(1, {}, ["a line of its own"])
-    line.write(2, {}, [], last=True)
+    line.write(count(0))
+    line.write(count(1, {}, "a line of its own"))
+    line.write(count(2), "done")
     clear = "\r\x1b[2K"
     assert terminal.getvalue() == (
         f"{clear}extract: 0/2 images"
