@@ -1,4 +1,4 @@
-"""What this machine can do: the bare encoder, extraction through Ray, search in batches.
+"""What this machine can do: the bare encoder, and extraction through Ray.
 
 All figures of one call come from the same images on the same cores, so that their ratios hold
 where the figures themselves do not.
@@ -23,17 +23,14 @@ from PIL import Image
 from ray.data import DataContext
 
 from captioner import config as configuration
-from captioner import decoders
-from captioner.config import Decoder, JobConfig, Search
+from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from captioner.errors import InputError
 from captioner.images import decode
 from captioner.loop import encode_source
-from captioner.search import beam_search
 from jobs import extract as extraction
 from jobs import index, session
 
-VOCABULARY = 3000  # words, about that of Flickr8k
 _BLOCK = 64  # rows: a bench is short, and the first block's way is start-up
 
 
@@ -47,7 +44,7 @@ def extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
         raise InputError(f"--images {images}: not a local directory; copy some of them here first")
     torch.set_num_threads(session.cores())
     with _prepared(images, count, overrides) as config:
-        encoder = Encoder(config.encoder, "cuda" if _on_gpu() else "cpu")
+        encoder = Encoder(config.encoder, "cuda" if on_gpu() else "cpu")
         _header(encoder)
         session.start(config.cluster)
         total = index.index(config)["images"]
@@ -96,7 +93,7 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
 
     before = ceiling()
     # A CPU's encoder shares its cores with decoding; a GPU's waits for them to decode.
-    counts = [2**n for n in range(cores.bit_length()) if 2**n < cores] if _on_gpu() else []
+    counts = [2**n for n in range(cores.bit_length()) if 2**n < cores] if on_gpu() else []
     plain = {n: total / seconds(lambda n=n: loop(n)) for n in (*counts, cores)}  # type: ignore[misc]
     # The encoders are up before the first image is decoded: else the images that were decoded
     # while they started would count as encoded for nothing.
@@ -149,32 +146,6 @@ def _enlarged(data: bytes) -> bytes:
     return file.getvalue()
 
 
-def search() -> None:
-    """Print beam search one image at a time, and in batches, by an untrained decoder."""
-    torch.set_num_threads(session.cores())
-    torch.manual_seed(0)
-    encoder = Encoder(configuration.Encoder(pretrained="none"))
-    _header(encoder)
-    decoder = decoders.build(Decoder(), encoder.identity, VOCABULARY).eval()
-    identity, options, total = encoder.identity, Search(), 128
-    embedding = torch.randn(total, identity.embedding_size)
-    tokens = torch.randn(total, identity.patches, identity.channels)
-
-    def find(size: int, images: int) -> None:
-        for start in range(0, images, size):
-            part = slice(start, start + size)
-            with torch.inference_mode():
-                memory = decoder.memory(embedding[part], tokens[part])
-            beam_search(decoder, memory, len(embedding[part]), options)
-
-    find(1, 1)
-    single = 16 / seconds(lambda: find(1, 16))
-    row("beam 5, one image at a time", single, "captions/s")
-    for size in (8, 32, 128):
-        rate = total / seconds(lambda size=size: find(size, total))  # type: ignore[misc]
-        row(f"beam 5, batches of {size}", rate, "captions/s", rate / single)
-
-
 def draw(directory: Path, count: int) -> None:
     """JPEG files of the size of photographs; noise over a gradient, so that none is trivial."""
     directory.mkdir(parents=True)
@@ -186,7 +157,7 @@ def draw(directory: Path, count: int) -> None:
         Image.fromarray(pixels).save(directory / f"{number:06d}.jpg", quality=85)
 
 
-def _on_gpu() -> bool:
+def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
@@ -195,7 +166,7 @@ def _header(encoder: Encoder) -> None:
 
 
 def hardware() -> str:
-    cuda = torch.cuda.get_device_name() if _on_gpu() else "no GPU"
+    cuda = torch.cuda.get_device_name() if on_gpu() else "no GPU"
     return f"{session.cores()} cores ({platform.machine()}), {cuda}"
 
 

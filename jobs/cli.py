@@ -348,7 +348,7 @@ def export(directory: str, layout: str, out: str, address: str | None) -> None:
 @main.group(invoke_without_command=True)
 @click.pass_context
 def bench(context: click.Context) -> None:
-    """Measure this machine; without a subcommand, extraction and search.
+    """Measure this machine; without a subcommand, extraction and captions.
 
     \b
     Examples:
@@ -357,7 +357,7 @@ def bench(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         context.invoke(bench_extract)
-        context.invoke(bench_search)
+        context.invoke(bench_caption)
 
 
 @bench.command("extract")
@@ -378,12 +378,23 @@ def bench_extract(images: str | None, count: int, overrides: tuple[str, ...]) ->
     job.extract(images, count, overrides)
 
 
-@bench.command("search")
-def bench_search() -> None:
-    """Beam search in batches against one image at a time."""
-    from jobs import bench as job
+@bench.command("caption")
+@click.option("--model", "model_url", metavar="DIR", help="A trained model; else random weights.")
+@click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
+@click.option("--count", default=500, show_default=True, help="How many to draw.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def bench_caption(
+    model_url: str | None, images: str | None, count: int, overrides: tuple[str, ...]
+) -> None:
+    """Beam search in batches against one image at a time; the Ray job against its parts.
 
-    job.search()
+    \b
+    Example:
+      captioner bench caption --model runs/flickr8k/model --images Flickr8k/Images
+    """
+    from jobs import bench_caption as job
+
+    job.measure(images, model_url, count, overrides)
 
 
 @bench.command("train")

@@ -40,6 +40,18 @@ def test_the_job_is_measured_without_an_encoder(captioner: Cli) -> None:
     assert output.split("\n")[-2].split()[0] == "300"
 
 
+def test_captions_are_measured_in_batches_and_in_the_job(
+    captioner: Cli, finished_run: Path, scene_data: Path
+) -> None:
+    model, images = finished_run / "model", scene_data / "Images"
+    output = captioner("bench", "caption", "--model", model, "--images", images).output
+    assert "RANDOM WEIGHTS" in output
+    assert "UNTRAINED" not in output
+    assert len(figures(output, "captions/s")) == 6
+    assert re.search(r"the same captions +1?\d\d of 120\n", output)
+    assert all(value > 0 for value in figures(output, "images/s"))
+
+
 def test_training_is_measured_against_bare_steps(captioner: Cli, small_config: Path) -> None:
     output = captioner("bench", "train", small_config, "--images", "80").output
     table = output[output.index("(a) steps alone") :]

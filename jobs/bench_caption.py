@@ -1,0 +1,140 @@
+"""How fast captions are found: in batches against one image at a time, and the Ray job against its
+parts alone."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from ray.data import DataContext
+
+from captioner import config as configuration
+from captioner import decoders, model, storage
+from captioner.config import Decoder, JobConfig, Search
+from captioner.encoder import Encoder
+from captioner.images import decode
+from captioner.model import CaptionModel
+from captioner.vocabulary import SPECIAL, Vocabulary
+from jobs import caption as caption_job
+from jobs import index, session
+from jobs.bench import draw, hardware, on_gpu, row, seconds
+from jobs.directory import job_config
+
+_WORDS = 3000  # of an untrained decoder's vocabulary, about that of Flickr8k
+_SIZES = (1, 8, 32, 128)
+_ALONE = 16  # images that are captioned one at a time
+_BLOCK = 32  # rows: a bench is short, and the first block's way is start-up
+
+
+def measure(
+    images: str | None, model_url: str | None, count: int, overrides: tuple[str, ...]
+) -> None:
+    """Print captions/s from ready features and of the fused job, of a trained model or of one with
+    random weights, which writes captions longer than people's."""
+    torch.set_num_threads(session.cores())
+    with tempfile.TemporaryDirectory() as folder:
+        if images is None:
+            images = f"{folder}/images"
+            draw(Path(images), count)
+        url = model_url or _untrained(f"{folder}/model")
+        more = (*overrides, "image.max_error_rate=1", f"cluster.rows_per_block={_BLOCK}")
+        config = job_config(images, url, f"{folder}/run", None, more)
+        device = "cuda" if on_gpu() else "cpu"
+        captioner, encoder = CaptionModel.load(url, device), Encoder(config.encoder, device)
+        trained = "" if model_url else ", UNTRAINED decoder"
+        pictures = "pictures of noise" if images.startswith(folder) else "pictures"
+        click.echo(
+            f"{date.today()}, {hardware()}; {pictures}; encoder: {encoder.identity.describe()}; "
+            f"{captioner.config.decoder.type} of {captioner.config.decoder.hidden_size}{trained}\n"
+        )
+        pixels = _pixels(images, encoder, max(_SIZES))
+        features = [encoder.encode(part) for part in _parts(pixels, 32)]
+        embedding, tokens = (
+            None if values[0] is None else torch.cat(list(values)).numpy()
+            for values in zip(*features)
+        )
+        search = _search(captioner, embedding, tokens, config.search)
+        encoding = len(pixels) / seconds(lambda: [encoder.encode(p) for p in _parts(pixels, 32)])
+        _fused(config, url, encoding, search)
+
+
+def _untrained(url: str) -> str:
+    """A model directory of random weights, on ViT-B/32 with random weights."""
+    values: dict[str, Any] = {
+        "name": "bench",
+        "run": url,
+        "source": {"images": url},
+        "encoder": {"model": "ViT-B-32", "pretrained": "none"},
+    }
+    config = configuration.parse(values, "bench")
+    identity = Encoder(config.encoder).identity
+    vocabulary = Vocabulary([*SPECIAL, *(f"word{number}" for number in range(_WORDS))])
+    torch.manual_seed(0)
+    decoder = decoders.build(Decoder(), identity, len(vocabulary))
+    model.write_description(url, config, vocabulary, identity)
+    model.save_weights(storage.join(url, model.WEIGHTS), decoder)
+    return url
+
+
+def _pixels(images: str, encoder: Encoder, most: int) -> Any:
+    paths = sorted(path for path in Path(images).rglob("*") if path.is_file())[:most]
+    target = encoder.identity.preprocessing
+    found = [decode(path.read_bytes(), target, 10**8).pixels for path in paths]
+    return np.stack([pixels for pixels in found if pixels is not None])
+
+
+def _parts(values: Any, size: int) -> list[Any]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _search(captioner: CaptionModel, embedding: Any, tokens: Any, options: Search) -> float:
+    """Print captions/s from ready features; return that of the configured search."""
+
+    def find(size: int, images: int, search: Search) -> list[str]:
+        found = []
+        for start in range(0, min(images, len(embedding)), size):
+            part = slice(start, min(start + size, images))
+            some = None if tokens is None else tokens[part]
+            found += captioner.caption(embedding[part], some, search)
+        return [caption.text for caption in found]
+
+    total = len(embedding)
+    beam = options.model_copy(update={"beam_size": 5, "consensus": None, "n_best": 1})
+    greedy = beam.model_copy(update={"beam_size": 1})
+    find(1, 2, beam)
+    single = _ALONE / seconds(lambda: find(1, _ALONE, beam))
+    row("beam 5, one image at a time", single, "captions/s")
+    alone = find(1, total, beam)
+    for size in _SIZES[1:]:
+        rate = total / seconds(lambda size=size: find(size, total, beam))  # type: ignore[misc]
+        row(f"beam 5, batches of {size}", rate, "captions/s", rate / single)
+    same = sum(one == other for one, other in zip(alone, find(max(_SIZES), total, beam)))
+    click.echo(f"{'    the same captions':44} {same:9,} of {total:,}")
+    row("greedy, batches of 128", total / seconds(lambda: find(128, total, greedy)), "captions/s")
+    return total / seconds(lambda: find(32, total, options))
+
+
+def _fused(config: JobConfig, url: str, encoding: float, search: float) -> None:
+    """Print the job's rate in steady state against the encoder alone and the search alone."""
+    session.start(config.cluster)
+    DataContext.get_current().wait_for_min_actors_s = 600  # nothing is decoded while they start
+    index.index(config)
+    job = caption_job.caption_images(config, url)["steady_images_per_second"]
+    described = f"beam {config.search.beam_size}" + (
+        ", consensus" if config.search.consensus is not None else ""
+    )
+    row("(a) encoder alone, on ready pixels", encoding, "images/s")
+    row(f"(b) search alone ({described}), batches of 32", search, "captions/s")
+    row("(c) Ray job: read, decode, encode, search", job, "images/s", job / min(encoding, search))
+    together = 1.0 / (1.0 / encoding + 1.0 / search)
+    row(
+        "    (a) and (b) one after the other",
+        together,
+        "images/s",
+        together / min(encoding, search),
+    )
