@@ -27,6 +27,7 @@ class CaptionFile:
 
     captions: dict[str, list[str]]
     splits: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, str] = field(default_factory=dict)  # COCO's number of an image -> its name
 
 
 def read(url: str, format: Format = "auto") -> CaptionFile:
@@ -44,6 +45,7 @@ def read(url: str, format: Format = "auto") -> CaptionFile:
         for name, texts in other.captions.items():
             first.captions.setdefault(name, []).extend(texts)
         first.splits |= other.splits
+        first.numbers |= other.numbers
     if set(first.splits.values()) == {"train"}:  # alone, it leaves none to validate by
         first.splits = {}
     return first
@@ -107,6 +109,8 @@ def _read_karpathy(document: Any) -> CaptionFile:
         folder = image.get("filepath")
         name = f"{folder}/{image['filename']}" if folder else image["filename"]
         file.captions[name] = [sentence["raw"].strip() for sentence in image["sentences"]]
+        if "cocoid" in image:
+            file.numbers[str(image["cocoid"])] = name
         if image.get("split") in _KARPATHY_SPLITS:
             file.splits[name] = _KARPATHY_SPLITS[image["split"]]
     return file
@@ -116,7 +120,8 @@ def _read_coco(document: Any) -> CaptionFile:
     """COCO's own JSON. Its images' addresses name the half of COCO that they are of, ``train2017``
     or ``val2014``."""
     names = {image["id"]: image["file_name"] for image in document["images"]}
-    file = CaptionFile({name: [] for name in names.values()})
+    numbers = {str(number): name for number, name in names.items()}
+    file = CaptionFile({name: [] for name in names.values()}, numbers=numbers)
     for annotation in document["annotations"]:
         file.captions[names[annotation["image_id"]]].append(annotation["caption"].strip())
     for image in document["images"]:

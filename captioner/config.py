@@ -7,6 +7,7 @@ would make results stale, so that a run directory never mixes two configurations
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -330,6 +331,9 @@ class Caption(Section):
     """What to write captions as beside the Parquet shards."""
 
 
+_GROUPS = re.compile(r"split|directory(:[1-9]\d*)?")
+
+
 class Score(Section):
     also: list[Literal["meteor", "spice", "clip_score", "ref_clip_score"]] = []
     """Beside BLEU, ROUGE-L and CIDEr-D. METEOR and SPICE need Java and the extra ``scores``,
@@ -338,6 +342,16 @@ class Score(Section):
     """Of the images, for confidence intervals."""
     seed: int = 0
     """Of the resamples."""
+    group_by: str | None = None
+    """Score each group of images too: those of a ``split``, or of a ``directory``, of the first
+    level of their ids' paths or, as ``directory:2``, of the first two."""
+
+    @field_validator("group_by")
+    @classmethod
+    def _is_a_grouping(cls, group_by: str | None) -> str | None:
+        if group_by is not None and not _GROUPS.fullmatch(group_by):
+            raise ValueError("expected split, directory, or directory:N")
+        return group_by
 
 
 class Report(Section):

@@ -56,9 +56,10 @@ _ALSO = {
 Statistics = dict[str, NDArray[np.float64]]  # (images, columns), by name
 
 
-def schema(also: Sequence[str]) -> pa.Schema:
+def schema(also: Sequence[str], grouped: bool = False) -> pa.Schema:
     """Columns of ``scores/``."""
-    return pa.schema([*_ALWAYS, *(field for name in also for field in _ALSO[name])])
+    group = [pa.field("group", pa.string())] if grouped else []
+    return pa.schema([*_ALWAYS, *(field for name in also for field in _ALSO[name]), *group])
 
 
 def count_texts(rows: pa.Table) -> pa.Table:
@@ -142,6 +143,52 @@ def _score(
         "baseline_rouge_l": rouge_l(baseline, known),
         "baseline_cider": cider.score(baseline, references),
     }
+
+
+def with_group(rows: pa.Table, by: str) -> pa.Table:
+    """Rows with the ``group`` that their image belongs to (``config.Score.group_by``); images that
+    lie above that level, or in no split, have an empty one."""
+    if by == "split":
+        return rows.append_column("group", pc.fill_null(rows["split"], ""))
+    levels = int(by.partition(":")[2] or 1)
+    folders = [image_id.split("/")[:-1] for image_id in rows["image_id"].to_pylist()]
+    groups = ["/".join(parts[:levels]) if len(parts) >= levels else "" for parts in folders]
+    return rows.append_column("group", pa.array(groups, pa.string()))
+
+
+def sum_groups(rows: pa.Table) -> pa.Table:
+    """Rows of ``scores/`` -> for each ``group`` how many ``images`` it has and the sums of what
+    adds up; parts of these are added by ``add_groups``."""
+    columns = {"group": rows["group"], "images": pa.array([1] * len(rows), pa.int64())}
+    for name, values in statistics(rows).items():
+        columns |= {
+            f"{name} {place}": pa.array(values[:, place]) for place in range(values.shape[1])
+        }
+    return add_groups([pa.table(columns)])
+
+
+def add_groups(parts: Sequence[pa.Table]) -> pa.Table:
+    together = pa.concat_tables(parts)
+    names = [name for name in together.column_names if name != "group"]
+    summed = together.group_by("group").aggregate([(name, "sum") for name in names])
+    return summed.select(["group", *(f"{name}_sum" for name in names)]).rename_columns(
+        ["group", *names]
+    )
+
+
+def of_groups(sums: pa.Table) -> dict[str, dict[str, float]]:
+    """The scores of each group, and how many ``images`` it has, the largest first. CIDEr-D is by
+    the document frequencies of all images together."""
+    found: dict[str, dict[str, float]] = {}
+    by_size = [("images", "descending"), ("group", "ascending")]
+    for row in sums.sort_by(by_size).to_pylist():
+        group, images = row.pop("group"), row.pop("images")
+        columns: dict[str, list[float]] = {}
+        for name, value in row.items():  # "bleu_statistics 3": in the order of their places
+            columns.setdefault(name.partition(" ")[0], []).append(value)
+        scores = corpus({name: np.array(values) for name, values in columns.items()}, images)
+        found[group] = {"images": images, **{name: float(v) for name, v in scores.items()}}
+    return found
 
 
 def figures(rows: pa.Table, baseline: str, options: Score) -> dict[str, Any]:

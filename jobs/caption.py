@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("image_id", pa.string()),
         pa.field("serial", pa.int64()),  # of the version of the image, as in the manifest
         pa.field("uri", pa.string()),
+        pa.field("split", pa.string()),
         pa.field("caption", pa.string()),  # null where there is an error
         pa.field("log_probability", pa.float32()),
         pa.field("confidence", pa.float32()),  # selection.Caption.confidence
@@ -162,6 +163,6 @@ def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table
                 row["bleu_statistics"] = BleuStatistics.of(said, known).to_list()
         made.append(row)
     table = pa.Table.from_pylist(made, schema=SCHEMA)
-    for name in ("image_id", "serial", "uri", "error"):
+    for name in ("image_id", "serial", "uri", "split", "error"):
         table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), rows[name])
     return table

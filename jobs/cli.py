@@ -231,9 +231,22 @@ def caption(
 
 
 @main.command()
-@with_config
-def score(config: JobConfig) -> None:
-    """Score the captions: metrics.json, and scores/ of each image.
+@click.argument("source", metavar="CONFIG|FILE")
+@click.option("--references", metavar="FILE", help="Score FILE's captions against these.")
+@click.option("--out", metavar="DIR", help="Where to, with --references.")
+@click.option(
+    "--group-by", metavar="WHAT", help="split, directory, directory:2: a score for each, too."
+)
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def score(
+    source: str,
+    references: str | None,
+    out: str | None,
+    group_by: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Score the captions of a run: metrics.json, and scores/ of each image. Or a FILE of anyone's
+    captions: .parquet, .jsonl, .csv, or COCO's results as .json.
 
     BLEU, ROUGE-L and CIDEr-D, with confidence intervals; score.also names more: meteor, spice,
     clip_score, ref_clip_score.
@@ -241,9 +254,22 @@ def score(config: JobConfig) -> None:
     \b
     Examples:
       captioner score runs/flickr8k
+      captioner score runs/flickr8k --group-by directory
       captioner run runs/flickr8k --redo score --set score.also=[meteor]
+      captioner score theirs.json --references captions_val2017.json --out scores/theirs
     """
-    _stage("score", config)
+    if group_by is not None:
+        overrides = (*overrides, f"score.group_by={group_by}")
+    if references is None:
+        if out is not None:
+            raise click.UsageError("--out goes with --references")
+        _stage("score", load(source, overrides))
+        return
+    if out is None:
+        raise click.UsageError("--references needs --out: where to write the scores")
+    from jobs import score_file as job
+
+    click.echo(job.score_file(source, references, out, overrides))
 
 
 @main.command()

@@ -61,7 +61,8 @@ def run_stage(
         InputError: the stage before it has not been run.
     """
     with at_work(config):
-        prepare(config)
+        # Scores are made anew whenever they are asked for; other ones may be asked for.
+        prepare(config, redo=stage if stage == "score" else None)
         if update:
             click.echo(_run_stage(config, "index"))
         if retry_errors:

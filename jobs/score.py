@@ -26,6 +26,7 @@ COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statis
 _ROWS_PER_BLOCK = 1_000
 _ROWS_PER_FILE = 100_000
 _PARTS_AT_ONCE = 64
+_GROUPS_SHOWN = 20
 
 
 def require(config: JobConfig) -> None:
@@ -59,6 +60,7 @@ def score(config: JobConfig) -> dict[str, Any]:
     baseline = _baseline(config)
     storage.remove(target)
     _write_scores(config, scores.cider_of(counts), baseline.split(), images)
+    groups = _groups(config)
     found = manifest.read(target).sort_by("image_id")
     if len(found) != images:
         raise RuntimeError(f"{target}: {len(found)} rows were written for {images} images")
@@ -77,17 +79,21 @@ def score(config: JobConfig) -> dict[str, Any]:
         "most_frequent_share": variety.most_frequent_share,
         "encoder": features.read_identity(captions).to_dict(),
     }
+    if groups is not None:
+        metrics["groups"] = {"by": config.score.group_by, "scores": groups}
     storage.write_json(config.at("metrics.json"), metrics)
     return metrics
 
 
 def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images: int) -> None:
     """The second pass: ``scores/``, a row for each captioned image with references."""
-    target, schema = config.at("scores"), scores.schema(config.score.also)
+    target, by = config.at("scores"), config.score.group_by
+    schema = scores.schema(config.score.also, grouped=by is not None)
+    columns = [*COLUMNS, "split"] if by == "split" else COLUMNS
     with progress.show("score", images, config.run) as tally, stream.readable_errors(tally, target):
-        rows = table_rows.read(config.at("captions"), COLUMNS, _ROWS_PER_BLOCK).map_batches(
+        rows = table_rows.read(config.at("captions"), columns, _ROWS_PER_BLOCK).map_batches(
             _score_block,
-            fn_args=(ray.put(cider), baseline),
+            fn_args=(ray.put(cider), baseline, by),
             batch_size=None,
             batch_format="pyarrow",
         )
@@ -96,8 +102,18 @@ def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images:
         ).write_datasink(stream.Shards(target, schema, _ROWS_PER_FILE, _ROWS_PER_BLOCK))
 
 
-def _score_block(rows: pa.Table, cider: Any, baseline: list[str]) -> pa.Table:
-    return scores.score_rows(rows, _fetched(cider), baseline)
+def _score_block(rows: pa.Table, cider: Any, baseline: list[str], by: str | None) -> pa.Table:
+    rows = scores.score_rows(rows, _fetched(cider), baseline)
+    return scores.with_group(rows, by) if by else rows
+
+
+def _groups(config: JobConfig) -> dict[str, dict[str, float]] | None:
+    """The scores of every group, from sums that Ray's tasks have made of their blocks."""
+    if config.score.group_by is None:
+        return None
+    names = [*scores.schema(config.score.also, grouped=True).names]
+    rows = table_rows.read(config.at("scores"), names, _ROWS_PER_BLOCK)
+    return scores.of_groups(_added_up(rows, scores.sum_groups, scores.add_groups))
 
 
 @functools.lru_cache(maxsize=1)
@@ -113,13 +129,21 @@ def _finish(rows: pa.Table, names: list[str], tally: Any) -> pa.Table:
 
 def _counts(rows: Dataset, count: Callable[[pa.Table], pa.Table]) -> pa.Table:
     """The counts of all blocks, added up as they come."""
+    return _added_up(rows, count, scores.add_up)
+
+
+def _added_up(
+    rows: Dataset,
+    count: Callable[[pa.Table], pa.Table],
+    add: Callable[[list[pa.Table]], pa.Table],
+) -> pa.Table:
     parts: list[pa.Table] = []
     counted = rows.map_batches(count, batch_size=None, batch_format="pyarrow")
     for part in counted.iter_batches(batch_size=None, batch_format="pyarrow"):
         parts.append(part)
         if len(parts) == _PARTS_AT_ONCE:
-            parts = [scores.add_up(parts)]
-    return scores.add_up(parts)
+            parts = [add(parts)]
+    return add(parts)
 
 
 def _baseline(config: JobConfig) -> str:
@@ -149,9 +173,23 @@ def describe(metrics: dict[str, Any]) -> str:
         lines.append(
             f"{scores.TITLES[name]:34}{value:9.4f}   95 % between {low:.4f} and {high:.4f}"
         )
+    if "groups" in metrics:
+        lines += _describe_groups(**metrics["groups"])
     lines.append(
         f"distinct captions {metrics['distinct_captions']:,} ({metrics['distinct_share']:.1%}), "
         f"most frequent on {metrics['most_frequent_share']:.1%} of images: "
         f'"{metrics["most_frequent_caption"]}"'
     )
     return "\n".join(lines)
+
+
+def _describe_groups(by: str, scores: dict[str, dict[str, float]]) -> list[str]:
+    """A line for each of the largest groups; metrics.json has them all."""
+    shown = list(scores.items())[:_GROUPS_SHOWN]
+    lines = [f"{'by ' + by:34}{'images':>9}{'BLEU-1':>9}{'BLEU-4':>9}{'CIDEr-D':>9}"]
+    for name, found in shown:
+        values = "".join(f"{found[key]:9.4f}" for key in ("bleu_1", "bleu_4", "cider"))
+        lines.append(f"{name or '(none)':34}{found['images']:9,}{values}")
+    if len(scores) > len(shown):
+        lines.append(f"... and {len(scores) - len(shown):,} more, in metrics.json")
+    return lines

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from captioner import scores
@@ -44,6 +45,30 @@ def scored(rows: pa.Table, parts: int = 1) -> pa.Table:
     cider = scores.cider_of(scores.add_up(map(scores.count_texts, blocks)))
     made = pa.concat_tables(scores.score_rows(block, cider, BASELINE) for block in blocks)
     return made.select(scores.schema([]).names).cast(scores.schema([]))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_each_group_is_scored_as_its_images_alone(parts: int) -> None:
+    rows = scored(caption_rows(babble(0)))
+    folders = [("a", "a/b", "a/b/c", "d")[number % 4] for number in range(len(rows))]
+    ids = pa.array([f"{folder}/{n}.jpg" for n, folder in enumerate(folders)])
+    rows = rows.set_column(0, "image_id", ids)
+    for by, expected in (
+        ("directory", {"a", "d"}),
+        ("directory:2", {"", "a/b"}),
+        ("directory:3", {"", "a/b/c"}),
+    ):
+        grouped = scores.with_group(rows, by)
+        size = -(-len(rows) // parts)
+        blocks = [grouped.slice(start, size) for start in range(0, len(rows), size)]
+        found = scores.of_groups(scores.add_groups([scores.sum_groups(b) for b in blocks]))
+        assert found.keys() == expected
+        assert sum(each["images"] for each in found.values()) == len(rows)
+        for group, values in found.items():
+            alone = grouped.filter(pc.equal(grouped["group"], group))
+            of_all = scores.figures(alone, "a dog", Score(resamples=100))
+            assert values["bleu_4"] == pytest.approx(of_all["all_references"]["bleu_4"])
+            assert values["cider"] == pytest.approx(of_all["cider"])
 
 
 @pytest.mark.parametrize("corpus", [babble(0), uneven()])

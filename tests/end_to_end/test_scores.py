@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from captioner import manifest
+from captioner.metrics import BleuStatistics
+
 Cli = Callable[..., Result]
 CLIP_SCORE = ("--set", "score.also=[clip_score]")
 
@@ -38,15 +41,48 @@ def test_a_directory_has_no_features_to_score_by(
 def test_other_scores_of_a_finished_run(captioner: Cli, finished_run: Path) -> None:
     before = json.loads((finished_run / "metrics.json").read_text())
     assert len(before["intervals"]) == 6
-    options = ("--set", "score.resamples=200")
-    refused = captioner("score", finished_run, *options, status=2)
-    assert "captioner run --redo score" in refused.output
-    output = captioner("run", finished_run, "--redo", "score", *options).output
-    assert output.count("done before, skipped") == 4
+    options = ("--set", "score.resamples=200", "--group-by", "split")
+    output = captioner("score", finished_run, *options).output
     assert "CIDEr-D" in output
+    assert re.search(r"by split +images +BLEU-1", output)
     after = json.loads((finished_run / "metrics.json").read_text())
     assert after["cider"] == before["cider"]
     assert after["intervals"] != before["intervals"]
+    assert not (finished_run / "report.html").exists()  # it tells of the scores before
+    rows = manifest.read(str(finished_run / "captions")).to_pylist()
+    assert after["groups"]["by"] == "split"
+    assert after["groups"]["scores"].keys() == {"train", "val", "test"}
+    for split, found in after["groups"]["scores"].items():
+        of_split = [row["bleu_statistics"] for row in rows if row["split"] == split]
+        assert found["images"] == len(of_split)
+        together = sum(map(BleuStatistics.from_list, of_split), BleuStatistics())
+        assert found["bleu_4"] == pytest.approx(together.bleu()[3])
+
+
+def test_a_file_of_anyones_captions_is_scored_as_a_run_is(
+    captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path
+) -> None:
+    theirs, out = tmp_path / "theirs.jsonl", tmp_path / "scores"
+    rows = manifest.read(str(finished_run / "captions")).to_pylist()
+    lines = [json.dumps({"image": row["image_id"], "text": row["caption"]}) for row in rows]
+    theirs.write_text("\n".join(lines[1:]))
+    command = ("score", theirs, "--references", scene_data / "captions.txt", "--out", out)
+    output = captioner(*command).output
+    assert "WARNING: 1 images with references have no caption" in output
+    theirs.write_text("\n".join(lines))
+    assert "not empty" in captioner(*command, status=2).output
+    shutil.rmtree(out)
+    captioner(*command)
+    ours, found = (json.loads((at / "metrics.json").read_text()) for at in (finished_run, out))
+    for name in ("images", "errors", "all_references", "cider", "rouge_l", "distinct_captions"):
+        assert found[name] == pytest.approx(ours[name])
+    assert "what" in captioner("compare", finished_run, out, "--out", tmp_path / "c.html").output
+    theirs.write_text("\n".join([*lines, lines[0]]))
+    shutil.rmtree(out)
+    assert "has two captions" in captioner(*command, status=2).output
+    theirs.write_text('{"image": "nobody.png", "caption": "a"}')
+    assert "`nobody.png` has no references" in captioner(*command, status=2).output
+    assert not (out / "metrics.json").exists()
 
 
 def test_missing_java_is_told_before_a_run_begins(

@@ -1,0 +1,92 @@
+"""Captions that somebody else has made -> image and caption, row by row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from captioner import storage
+from captioner.errors import InputError
+
+# The first of these names that is there, in this order.
+_IMAGE = ("image_id", "image", "file_name", "filename", "path", "uri")
+_CAPTION = ("caption", "text", "prediction")
+Result = tuple[str, str | None]  # an image, by name or number, and its caption
+
+
+def read(url: str) -> Iterator[Result]:
+    """Read Parquet, JSON Lines, CSV with a header, or COCO's results JSON, by the name's end.
+
+    The image is the first column there is of ``image_id image file_name filename path uri``, the
+    caption that of ``caption text prediction``. A null caption is one that failed.
+
+    Raises:
+        InputError: no such file, not of that format, or without such columns.
+    """
+    kind = url.rpartition(".")[2].lower()
+    if kind not in _READERS:
+        known = ", ".join(f".{name}" for name in _READERS)
+        raise InputError(f"{url}: captions are read from {known}")
+    if not storage.exists(url):
+        raise InputError(f"{url}: no such file")
+    for number, row in enumerate(_READERS[kind](url), start=1):
+        yield _result(row, f"{url}, row {number}")
+
+
+def _parquet(url: str) -> Iterator[Any]:
+    with storage.parquet(url) as file:
+        names = [name for name in (*_IMAGE, *_CAPTION) if name in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=names):
+            yield from batch.to_pylist()
+
+
+def _json_lines(url: str) -> Iterator[Any]:
+    fs, path = storage.filesystem(url)
+    with fs.open(path, "rb") as file:
+        for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig"), start=1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{url}, line {number}: not JSON: {error}") from None
+
+
+def _csv(url: str) -> Iterator[Any]:
+    fs, path = storage.filesystem(url)
+    with fs.open(path, "rb") as file:
+        for row in csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline="")):
+            # What failed has no caption: CSV knows no null, and no caption of no words is scored.
+            yield {name: value or None for name, value in row.items()}
+
+
+def _json(url: str) -> Iterator[Any]:
+    try:
+        rows = storage.read_json(url)
+    except ValueError as error:
+        raise InputError(f"{url}: not JSON: {error}") from None
+    if not isinstance(rows, list):
+        form = '[{"image_id": 42, "caption": "..."}, ...]'
+        raise InputError(f"{url}: expected COCO results: {form}")
+    yield from rows
+
+
+_READERS = {"parquet": _parquet, "jsonl": _json_lines, "csv": _csv, "json": _json}
+
+
+def _result(row: Any, where: str) -> Result:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected an image and a caption by name, found {row!r:.80}")
+    values = []
+    for names in (_IMAGE, _CAPTION):
+        name = next((name for name in names if name in row), None)
+        if name is None:
+            there = ", ".join(map(str, row))
+            raise InputError(f"{where}: expected one of {', '.join(names)}; there is {there}")
+        values.append(row[name])
+    image, caption = values
+    if image is None:
+        raise InputError(f"{where}: names no image")
+    return str(image), None if caption is None else str(caption)

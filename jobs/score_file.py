@@ -1,0 +1,134 @@
+"""A file of captions of anyone's, and references -> scores, by the job that scores runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from captioner import captions as caption_files
+from captioner import config as configuration
+from captioner import manifest, results, storage
+from captioner.captions import CaptionFile, Names
+from captioner.config import JobConfig
+from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
+from captioner.images import Preprocessing
+from captioner.selection import Caption
+from jobs import pipeline, score, score_actors
+from jobs.caption import SCHEMA, caption_rows
+
+MISSING = "no caption in the file"
+_FAILED = "a caption that is null"
+_ROWS = 10_000  # at a time
+_ROW = pa.schema(
+    [SCHEMA.field(name) for name in ("image_id", "serial", "uri", "split", "error")]
+    + [pa.field("captions", pa.list_(pa.string()))]
+)
+Row = dict[str, Any]
+
+
+def score_file(file: str, references: str, out: str, overrides: tuple[str, ...]) -> str:
+    """Score ``file`` into the directory ``out``, and say how. An image with references that the
+    file leaves out counts as failed, as one does that a captioner could not read.
+
+    Raises:
+        InputError: one of the files cannot be read, an image has two captions or no references,
+            or ``out`` is not empty.
+    """
+    config = _config(file, out, overrides)
+    if score_actors.of_clip(config.score.also):
+        raise InputError("score.also: clip_score needs a run's features, and a file has none")
+    score.require(config)
+    known = caption_files.read(references)
+    fs, path = storage.filesystem(config.at())
+    if fs.exists(path) and fs.ls(path):
+        raise InputError(f"{config.at()}: not empty; give a new directory")
+    with pipeline.at_work(config):
+        missing = _write_captions(config, file, known)
+        _write_manifest(config, known)
+        storage.write_text(config.at("config.yaml"), configuration.dump(config))
+        metrics = score.score(config)
+    lines = [score.describe(metrics), f"scores: {config.at()}"]
+    if missing:
+        lines.append(f"WARNING: {missing:,} images with references have no caption in {file}")
+    return "\n".join(lines)
+
+
+def _config(file: str, out: str, overrides: tuple[str, ...]) -> JobConfig:
+    values: Row = {"name": f"captions of {file}", "run": out, "source": {"images": file}}
+    for override in overrides:
+        configuration.apply(values, override)
+    return configuration.parse(values, "captioner score")
+
+
+def _write_captions(config: JobConfig, file: str, known: CaptionFile) -> int:
+    """``captions/`` as a run has them; returns how many images have none in the file."""
+    found, missing, rows = _matched(file, known), 0, 0
+    schema = SCHEMA.with_metadata(_nobodys(file).metadata())
+    for part in itertools.count():
+        some = list(itertools.islice(found, _ROWS))
+        if not some:
+            break
+        said = [None if row["said"] is None else Caption(row["said"], 0.0) for row in some]
+        table = caption_rows(pa.Table.from_pylist(some, schema=_ROW), said)
+        place = SCHEMA.get_field_index("log_probability")  # the file tells none
+        unknown = pa.nulls(len(table), pa.float32())
+        table = table.set_column(place, SCHEMA.field(place), unknown).cast(schema)
+        storage.write_table(config.at("captions", f"{part:06d}.parquet"), table)
+        missing += sum(row["error"] == MISSING for row in some)
+        rows += len(some)
+    storage.write_summary(config.at("captions"), {"rows": rows, "serial": rows - 1})
+    return missing
+
+
+def _matched(file: str, known: CaptionFile) -> Iterator[Row]:
+    """A row for each image of the file, then for those with references that it leaves out."""
+    with_references = {name: texts for name, texts in known.captions.items() if texts}
+    names, serial = Names(list(with_references), file), itertools.count()
+    seen: set[str] = set()
+    for image, text in results.read(file):
+        name = known.numbers.get(image) or names.find(image)
+        if name not in with_references:
+            raise InputError(f"{file}: `{image}` has no references")
+        if name in seen:
+            raise InputError(f"{file}: `{image}` has two captions")
+        seen.add(name)
+        yield _row(name, next(serial), with_references, text, _FAILED)
+    for name in with_references.keys() - seen:
+        yield _row(name, next(serial), with_references, None, MISSING)
+
+
+def _row(
+    name: str, serial: int, references: dict[str, list[str]], text: str | None, why: str
+) -> Row:
+    row = {"image_id": name, "serial": serial, "uri": name, "captions": references[name]}
+    return {**row, "said": text, "error": why if text is None else None}
+
+
+def _write_manifest(config: JobConfig, known: CaptionFile) -> None:
+    """The references once more: the caption that looks at no image is made of them."""
+    rows = [
+        {"image_id": name, "serial": serial, "uri": name, "captions": known.captions[name]}
+        for serial, name in enumerate(sorted(known.captions))
+    ]
+    writer = manifest.Writer(config.at("manifest"))
+    writer.add(pa.Table.from_pylist(rows, schema=manifest.SCHEMA))
+    writer.commit({"serial": len(rows) - 1})
+
+
+def _nobodys(file: str) -> EncoderIdentity:
+    """What made the captions: nobody knows."""
+    return EncoderIdentity(
+        model=f"whatever made {file}",
+        pretrained="unknown",
+        quick_gelu=False,
+        weights_sha256="",
+        preprocessing=Preprocessing(1, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        embedding_size=0,
+        patches=0,
+        channels=0,
+        open_clip_version="",
+    )

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from captioner import results
+from captioner.errors import InputError
+
+ROWS = [("a.jpg", "a dog, running"), ("b.jpg", None), ("c.jpg", 'a "cat"')]
+
+
+def write(path: Path, kind: str) -> str:
+    images, texts = zip(*ROWS)
+    file = path / f"theirs.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"more": [1, 2, 3], "caption": texts, "image": images}), file)
+    elif kind == "jsonl":
+        lines = [json.dumps({"image_id": image, "caption": text}) for image, text in ROWS]
+        file.write_text("\n".join([*lines, "", ""]))
+    elif kind == "json":
+        file.write_text(json.dumps([{"image_id": i, "caption": text} for i, text in ROWS]))
+    else:
+        file.write_text('filename,text\na.jpg,"a dog, running"\nb.jpg,\nc.jpg,"a ""cat"""\n')
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "csv"])
+def test_captions_are_read_from(tmp_path: Path, kind: str) -> None:
+    assert list(results.read(write(tmp_path, kind))) == ROWS
+
+
+def test_coco_numbers_its_images(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('[{"image_id": 42, "caption": "a dog"}]')
+    assert list(results.read(str(tmp_path / "r.json"))) == [("42", "a dog")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("r.json", '{"images": []}', r"r\.json: expected COCO results"),
+        ("r.json", "[", r"r\.json: not JSON"),
+        ("r.jsonl", '{"image": "a"}\nno json\n', r"row 1: expected one of caption, text"),
+        ("r.jsonl", "no json\n", r"line 1: not JSON"),
+        ("r.jsonl", "[1]\n", r"row 1: expected an image and a caption by name, found \[1\]"),
+        ("r.csv", "picture,caption\na.jpg,a dog\n", r"row 1: expected one of image_id, .*picture"),
+        ("r.csv", "image,caption\n,a dog\n", r"row 1: names no image"),
+        ("r.txt", "", r"r\.txt: captions are read from \.parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        list(results.read(str(tmp_path / name)))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        list(results.read(str(tmp_path / "nowhere.jsonl")))
