@@ -216,9 +216,11 @@ class SelfCritical(Section):
 
     epochs: Annotated[int, Field(ge=0)] = 0
     """0: no such stage. A run that has none may be given one later, and goes on with it."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     samples: Annotated[int, Field(ge=2)] = 5
     """Captions drawn for an image."""
+    temperature: Annotated[float, Field(gt=0.0)] = 0.5
+    """Of the distribution that they are drawn from; 1 is the decoder's own."""
     max_words: Positive = 20
     bleu_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """How much smoothed BLEU-4 counts in the reward beside CIDEr-D."""
@@ -357,6 +359,8 @@ class Score(Section):
 class Report(Section):
     gallery: Positive = 24
     attention: Annotated[int, Field(ge=0)] = 3
+    table_rows: Positive = 100_000
+    """Captions to search in the page, about 30 bytes each; of more a random sample."""
 
 
 class Cluster(Section):

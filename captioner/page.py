@@ -42,6 +42,12 @@ PAGES = Environment(
 )
 
 
+def source(name: str) -> str:
+    """A template as it is written."""
+    assert PAGES.loader is not None
+    return PAGES.loader.get_source(PAGES, name)[0]
+
+
 def rows_of(url: str, image_ids: Iterable[str], columns: Sequence[str]) -> pa.Table:
     """The rows of some images. Files without any of them are not read but for ``image_id``:
     a filter alone would read the features of every image."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import random
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import captioner
-from captioner import features, looks, manifest, page, scores, storage
+from captioner import features, looks, manifest, page, report_table, scores, storage
 from captioner.config import JobConfig, Source, flatten
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -27,6 +29,9 @@ from captioner.training.progress import Progress
 SEED = 0  # of the gallery: the same rows give the same page
 EXTREMES = 10
 MAX_ERRORS = 100
+_SCRIPT = Markup(page.source("table.js"))
+# The policy of the page lets this one script run, and nothing else.
+_SCRIPT_HASH = Markup(f"'sha256-{b64encode(sha256(_SCRIPT.encode()).digest()).decode()}'")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,10 @@ def write(config: JobConfig) -> str:
     html = page.PAGES.get_template("report.html.j2").render(
         **chosen,
         version=captioner.__version__,
+        table=report_table.table(config, config.report.table_rows),
+        use_of_words=report_table.words(config),
+        script=_SCRIPT,
+        script_hash=_SCRIPT_HASH,
         config=config,
         settings=_settings(config),
         encoder=EncoderIdentity.from_dict(metrics["encoder"]),

@@ -14,7 +14,7 @@ from captioner import storage
 class Page(HTMLParser):
     """A page as its reader meets it: tags with attributes, and text, by section."""
 
-    VOID = frozenset({"img", "meta", "br"})
+    VOID = frozenset({"img", "meta", "br", "input"})
 
     def __init__(self, url: str) -> None:
         super().__init__()

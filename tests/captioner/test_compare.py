@@ -40,6 +40,7 @@ def another(first: JobConfig, root: Path, change: Change, **sections: Any) -> Jo
             "image_id": [row["image_id"] for row in kept],
             "serial": pa.array([row["serial"] for row in kept], pa.int64()),
             "uri": [row["uri"] for row in kept],
+            "split": pa.array([row["split"] for row in kept], pa.string()),
             "captions": pa.array([row["references"] for row in kept], pa.list_(pa.string())),
             "error": pa.array([row["error"] for row in kept], pa.string()),
         }

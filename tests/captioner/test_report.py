@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import io
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captioner import features, manifest, model, report, storage
+from captioner import features, manifest, model, report, report_table, storage
 from captioner import page as pages
 from captioner.config import JobConfig, Report
 from captioner.errors import InputError
@@ -74,7 +79,8 @@ def test_returns_where_the_page_is(finished: JobConfig) -> None:
 
 def test_one_file_that_asks_for_nothing_else(page: Page) -> None:
     for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe", "object", "base")
+        assert tag not in ("link", "iframe", "object", "base")
+        assert tag != "script" or "src" not in attributes
         assert attributes.get("src", "data:image/").startswith("data:image/")
         assert attributes.get("href", "#").startswith("#")
         assert attributes.get("xlink:href", "#").startswith("#")
@@ -83,12 +89,47 @@ def test_one_file_that_asks_for_nothing_else(page: Page) -> None:
     assert "url(http" not in page.source
     policy = [tag for _, tag in page.tags if tag.get("http-equiv") == "Content-Security-Policy"]
     assert policy[0]["content"].startswith("default-src 'none'")
+    (script,) = re.findall(r"<script>(.*?)</script>", page.source, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy[0]["content"].endswith(f"script-src 'sha256-{digest}'")
+
+
+def test_all_captions_are_packed_into_the_page(page: Page, finished: JobConfig) -> None:
+    packed = page.source.split('id="packed">')[1].split("</script>")[0]
+    found = json.loads(gzip.decompress(base64.b64decode(packed)))
+    rows = manifest.read(finished.at("captions")).sort_by("image_id").to_pylist()
+    scored = {row["image_id"]: row for row in manifest.read(finished.at("scores")).to_pylist()}
+    assert found["id"] == [row["image_id"] for row in rows]
+    for place, row in enumerate(rows):
+        said, why = found["caption"][place], found["error"][place]
+        assert (found["texts"][said] if said >= 0 else None) == row["caption"]
+        assert (found["reasons"][why] if why >= 0 else None) == row["error"]
+        if said >= 0:
+            assert found["words"][said] == len(row["caption"].split())
+            assert found["bleu_4"][place] == round(100 * row["bleu_4"])
+            assert found["cider"][place] == round(100 * scored[row["image_id"]]["cider"])
+
+
+def test_of_many_captions_a_sample_is_packed_and_the_page_says_so(run: JobConfig) -> None:
+    few = run.model_copy(update={"report": Report(table_rows=7, attention=0)})
+    table = report_table.table(few, 7)
+    assert (table.rows, table.of) == (7, 24)
+    assert table == report_table.table(few, 7)
+    assert "A random sample of 7 of 24 images" in written(few).sections["captions"]
+
+
+def test_the_words_that_captions_are_made_of(page: Page, finished: JobConfig) -> None:
+    found = report_table.words(finished)
+    assert found.most[0][0] == "a"
+    assert found.repeated[0] == ("a dog on the road", 15)
+    assert {"one"} <= {word for word, _ in found.never}
+    assert "a dog on the road 15" in page.sections["words"]
 
 
 def test_links_lead_to_sections_of_the_page(page: Page) -> None:
     there = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-    assert len(links) == 8
+    assert len(links) == 10
     assert {link.removeprefix("#") for link in links} <= there
 
 
@@ -249,7 +290,9 @@ def test_markup_in_captions_and_ids_shows_as_text(run: JobConfig) -> None:
     assert NASTY_ID in page.sections["gallery"]
     assert NASTY_ID in page.ids("gallery")
     assert SCRIPT in page.sections["attention"]
-    assert "<script" not in page.source
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    assert scripts == [{"type": "text/plain", "id": "packed"}, {}]  # the page's own
+    assert "<script>alert" not in page.source
     assert "Small & <quick>" in page.text
     assert "<quick>" not in page.source
 
