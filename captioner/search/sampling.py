@@ -69,8 +69,11 @@ def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 @torch.no_grad()
-def sample(decoder: Any, memory: Any, images: int, rows: int, max_words: int) -> Tensor:
-    """Draw captions from the decoder's own distribution, several of every image, to learn from.
+def sample(
+    decoder: Any, memory: Any, images: int, rows: int, max_words: int, temperature: float = 1.0
+) -> Tensor:
+    """Draw captions from the softmax of logits / temperature, several of every image, to learn
+    from.
 
     A caption of more than ``max_words`` words stops without its end.
 
@@ -83,6 +86,7 @@ def sample(decoder: Any, memory: Any, images: int, rows: int, max_words: int) ->
     words = []
     for _ in range(max_words + 1):
         logits, state, _ = decoder.step(word, state, memory)
+        logits = logits.float() / temperature
         logits[:, :, NEVER] = -torch.inf
         dice = torch.rand(word.shape, device=word.device)
         word = draw(logits, dice).masked_fill(finished, PAD)

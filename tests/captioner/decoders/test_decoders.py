@@ -280,17 +280,19 @@ def test_dropout_acts_in_training_alone(make: Make, kind: str, where: str) -> No
 
 
 @every_kind
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_captions_are_drawn_as_often_as_the_decoder_finds_them_likely(
-    make: Make, kind: str
+    make: Make, kind: str, temperature: float
 ) -> None:
     decoder = make(kind)
     memory = decoder.memory(*features(1))
     torch.manual_seed(0)
-    words = sample(decoder, memory, images=1, rows=4000, max_words=1)
+    words = sample(decoder, memory, images=1, rows=4000, max_words=1, temperature=temperature)
     logits, _, _ = decoder.step(torch.tensor([[SOS]]), decoder.start(memory, 1), memory)
     logits[:, :, [PAD, SOS, 3]] = -torch.inf
     often = torch.bincount(words[0, :, 0], minlength=VOCABULARY) / 4000
-    torch.testing.assert_close(often, logits[0, 0].softmax(-1), atol=0.03, rtol=0)
+    expected = (logits[0, 0] / temperature).softmax(-1)
+    torch.testing.assert_close(often, expected, atol=0.03, rtol=0)
 
 
 @every_kind

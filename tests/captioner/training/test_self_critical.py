@@ -45,8 +45,9 @@ def test_bleu_counts_beside_cider() -> None:
     assert both == pytest.approx(plain + 2 * sentence_bleu_4(caption, WHOLE[0]))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """Two captions of one image, their rewards 3 and 1: advantages 2 and -2."""
     drawn = torch.tensor([[[A, DOG, RUNS, EOS], [A, EOS, PAD, PAD]]])
@@ -61,7 +62,7 @@ def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(
 
     decoder = make_decoder()
     batch = make_batch([["A dog."]])
-    critic = SelfCritical(samples=2)
+    critic = SelfCritical(samples=2, temperature=temperature)
     reward = Fixed(CiderD({}, 0), 0.0)
     loss = self_critical(decoder, decoder, batch, critic, VOCABULARY, reward)
     assert (loss.total, loss.count) == (4.0, 2)
@@ -71,6 +72,7 @@ def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(
     for ids, advantage in (([A, DOG, RUNS, EOS], 2.0), ([A, EOS], -2.0)):
         inputs = torch.tensor([[[SOS, *ids[:-1]]]])
         logits, _ = decoder(batch.embedding, batch.tokens, inputs)
+        logits = logits / temperature
         logits[:, [PAD, SOS, UNK]] = -torch.inf  # they are never drawn
         for row, word in zip(logits.log_softmax(-1), ids):
             expected = expected - advantage * row[word]
