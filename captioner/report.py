@@ -56,38 +56,40 @@ class Look:
 
 
 def write(config: JobConfig) -> str:
-    """Write ``report.html`` of a scored run and return its URL.
+    """Write ``report.html`` of a scored run, or of captions that have nothing to score them by, and
+    return its URL.
 
     Raises:
-        InputError: the captions have not been scored.
+        InputError: there are no captions, or they have references and have not been scored.
     """
-    url = config.at("metrics.json")
-    if not storage.exists(url):
-        raise InputError(f"{url}: not there; run `captioner score` first")
-    metrics = storage.read_json(url)
-    if "intervals" not in metrics:
-        raise InputError(f"{url}: of an earlier version; run `captioner score` again")
+    metrics = _metrics(config)
     selection = _select(config)
     cards = _cards(config, {image_id for ids in selection.values() for image_id in ids})
     chosen = {name: [cards[image_id] for image_id in ids] for name, ids in selection.items()}
     maps, no_maps = _attention(config, chosen["attention"])
     errors, history = _errors(config), page.history(config)
+    use_of_words = report_table.words(config)
     best_epoch = Progress(history).best_epoch(config.train)
     html = page.PAGES.get_template("report.html.j2").render(
         **chosen,
         version=captioner.__version__,
         table=report_table.table(config, config.report.table_rows),
-        use_of_words=report_table.words(config),
+        use_of_words=use_of_words,
         script=_SCRIPT,
         script_hash=_SCRIPT_HASH,
         config=config,
         settings=_settings(config),
-        encoder=EncoderIdentity.from_dict(metrics["encoder"]),
+        encoder=(
+            EncoderIdentity.from_dict(metrics["encoder"])
+            if metrics
+            else features.read_identity(config.at("captions"))
+        ),
         metrics=metrics,
         bleu_orders=ORDERS,
         titles=scores.TITLES,
         splits=_splits(config),
         captioned=manifest.count(config.at("captions")),
+        variety=use_of_words.variety,
         history=history,
         best_epoch=best_epoch,
         judge=config.train.choose_by,
@@ -99,6 +101,22 @@ def write(config: JobConfig) -> str:
     )
     storage.write_text(config.at("report.html"), html)
     return config.at("report.html")
+
+
+def _metrics(config: JobConfig) -> dict[str, Any] | None:
+    """The scores; None: no caption has a reference."""
+    url, captions = config.at("metrics.json"), config.at("captions")
+    if storage.exists(url):
+        metrics: dict[str, Any] = storage.read_json(url)
+        if "intervals" not in metrics:
+            raise InputError(f"{url}: of an earlier version; run `captioner score` again")
+        return metrics
+    if not storage.exists(captions):
+        raise InputError(f"{captions}: not there; nothing has been captioned here yet")
+    with_references = pc.list_value_length(pc.field("references")) > 0
+    if manifest.dataset(captions).count_rows(filter=with_references):
+        raise InputError(f"{url}: not there; run `captioner score` first")
+    return None
 
 
 def _select(config: JobConfig) -> dict[str, list[str]]:

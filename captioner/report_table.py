@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from captioner import manifest, storage
 from captioner.config import JobConfig
+from captioner.metrics import Variety
 from captioner.vocabulary import tokenize
 
 SEED = 0
@@ -38,6 +39,7 @@ class Words:
     least: list[tuple[str, int]]
     never: list[tuple[str, int]]  # frequent words of the references that no caption has
     distinct: int
+    variety: Variety
     repeated: list[tuple[str, int]]  # captions that stand on more than one image
 
 
@@ -110,6 +112,7 @@ def words(config: JobConfig) -> Words:
         least=_ranked(said)[::-1][:MOST],
         never=[pair for pair in _ranked(known) if pair[0] not in said][:MOST],
         distinct=len(said),
+        variety=Variety.of(texts),
         repeated=[pair for pair in _ranked(texts)[:MOST] if pair[1] > 1],
     )
 

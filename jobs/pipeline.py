@@ -102,7 +102,9 @@ def renew_errors(config: JobConfig, stage: str) -> str:
 
 
 def _run_stage(config: JobConfig, stage: str) -> str:
-    for before in STAGES[: STAGES.index(stage)]:
+    # What has been captioned without features of its own is scored and shown all the same.
+    needed = ("caption",) if stage in ("score", "report") else STAGES[: STAGES.index(stage)]
+    for before in needed:
         if not is_done(config, before):
             raise InputError(f"{config.at()}: {stage} needs {before}, which is not done here yet")
     return with_warning(config, _stage_function(stage)(config))

@@ -477,3 +477,29 @@ def test_thumbnail_of_a_picture_of_one_row() -> None:
     shown = pages.thumbnail(decode(line.getvalue(), pages.THUMBNAIL, 10**6))
     assert shown is not None
     assert image_of({"src": shown}).size == (320, 1)
+
+
+def test_captions_without_references_have_a_page_too(run: JobConfig) -> None:
+    storage.remove(run.at("metrics.json"))
+    with pytest.raises(InputError, match="run `captioner score` first"):
+        report.write(run)
+    rows = manifest.read(run.at("captions"))
+    nothing = pa.array([[]] * len(rows), rows.schema.field("references").type)
+    place = rows.schema.get_field_index("references")
+    rows = rows.set_column(place, "references", nothing)
+    rows = rows.set_column(
+        rows.schema.get_field_index("bleu_4"), "bleu_4", pa.nulls(24, pa.float32())
+    )
+    identity = features.read_identity(run.at("features"))
+    write_captions(run, rows.replace_schema_metadata(identity.metadata()))
+    page = written(run)
+    assert "no references to be scored by" in page.text
+    assert "captions 23 2 failed" in page.text
+    assert not {"bleu", "best", "worst"} & page.sections.keys()
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    there = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {link.removeprefix("#") for link in links} <= there
+    assert "All 24 images" in page.sections["captions"]
+    storage.remove(run.at("captions"))
+    with pytest.raises(InputError, match="nothing has been captioned here yet"):
+        report.write(run)

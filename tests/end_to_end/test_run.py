@@ -208,6 +208,8 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
     for image_id, sample in samples.items():
         assert sample["png"] == (scene_data / "Images" / image_id).read_bytes()
     assert "caption: nothing new; 120 rows" in captioner(*arguments).output
+    assert "report.html" in captioner("report", out).output
+    assert "All 120 images" in (out / "report.html").read_text()
 
 
 def test_demo_runs_and_says_that_it_is_synthetic(captioner: Cli, tmp_path: Path) -> None:
