@@ -104,6 +104,7 @@ class Worker:
             steps=steps * epochs,
             warmup_steps=round(steps * options.warmup_epochs) if stage == "cross_entropy" else 0,
             parallel=DistributedDataParallel(decoder) if self._workers > 1 else None,
+            has_learned=stage == "self_critical",
         )
 
     def run_epoch(self, stage: Stage) -> None:

@@ -31,9 +31,10 @@ class Learner:
         steps: int,
         warmup_steps: int = 0,
         parallel: nn.Module | None = None,
+        has_learned: bool = False,
     ) -> None:
-        """``steps``: of the whole training. ``parallel``: the decoder wrapped for several
-        workers."""
+        """``steps``: of the whole training. ``parallel``: the decoder wrapped for several workers.
+        ``has_learned``: its weights are of an earlier stage, and count in the moving average."""
         device = next(decoder.parameters()).device
         self.decoder, self._options = decoder, options
         self.model = parallel or decoder
@@ -46,7 +47,7 @@ class Learner:
             self._optimizer, lambda step: _rate(step, warmup_steps, steps, falls)
         )
         self._average = (
-            AveragedModel(decoder, multi_avg_fn=_average(options.average))
+            AveragedModel(decoder, multi_avg_fn=_average(options.average, has_learned))
             if options.average
             else None
         )
@@ -126,12 +127,14 @@ def _rate(step: int, warmup: int, steps: int, falls: bool) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * gone))
 
 
-def _average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """Exponential moving average whose first weights, drawn at random, are soon forgotten."""
+def _average(decay: float, has_learned: bool) -> Callable[[Any, Any, Tensor | int], None]:
+    """Exponential moving average. First weights that were drawn at random are soon forgotten; those
+    that have learned are as good as any later ones (Wortsman et al., "Robust Fine-tuning of
+    Zero-shot Models", CVPR 2022)."""
 
     @torch.no_grad()
     def update(averages: Any, weights: Any, count: Tensor | int) -> None:
-        soon = (1.0 + int(count)) / (10.0 + int(count))
+        soon = 1.0 if has_learned else (1.0 + int(count)) / (10.0 + int(count))
         torch._foreach_lerp_(averages, weights, 1.0 - min(decay, soon))
 
     return update

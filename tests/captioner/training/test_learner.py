@@ -104,8 +104,11 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert falling == pytest.approx([1.0, *cosine])
 
 
-def test_the_average_of_the_weights_is_what_is_kept() -> None:
-    learner = make_learner(average=0.9)
+@pytest.mark.parametrize("has_learned", [False, True])
+def test_the_average_of_the_weights_is_what_is_kept(has_learned: bool) -> None:
+    """The first weights are soon forgotten, unless they have learned something already."""
+    settings = options(average=0.9)
+    learner = Learner(make_decoder(), settings, 0.01, steps=100, has_learned=has_learned)
     expected = copy.deepcopy(make_decoder())
     weights = []
     for _ in range(30):
@@ -113,7 +116,7 @@ def test_the_average_of_the_weights_is_what_is_kept() -> None:
         weights.append([value.detach().clone() for value in learner.decoder.parameters()])
     averages = weights[0]
     for count, values in enumerate(weights[1:], start=1):
-        decay = min(0.9, (1 + count) / (10 + count))
+        decay = 0.9 if has_learned else min(0.9, (1 + count) / (10 + count))
         averages = [decay * a + (1 - decay) * v for a, v in zip(averages, values)]
     for value, average in zip(expected.parameters(), averages):
         value.data = average
