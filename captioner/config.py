@@ -221,6 +221,9 @@ class SelfCritical(Section):
     """Captions drawn for an image."""
     temperature: Annotated[float, Field(gt=0.0)] = 0.5
     """Of the distribution that they are drawn from; 1 is the decoder's own."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    """How far from the first stage's weights to those that this one learns the decoder lies that is
+    kept. Between the two it captions better than either."""
     max_words: Positive = 20
     bleu_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """How much smoothed BLEU-4 counts in the reward beside CIDEr-D."""

@@ -105,6 +105,7 @@ class Worker:
             warmup_steps=round(steps * options.warmup_epochs) if stage == "cross_entropy" else 0,
             parallel=DistributedDataParallel(decoder) if self._workers > 1 else None,
             has_learned=stage == "self_critical",
+            share=options.self_critical.share if stage == "self_critical" else 1.0,
         )
 
     def run_epoch(self, stage: Stage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
@@ -32,9 +33,15 @@ class Learner:
         warmup_steps: int = 0,
         parallel: nn.Module | None = None,
         has_learned: bool = False,
+        share: float = 1.0,
     ) -> None:
-        """``steps``: of the whole training. ``parallel``: the decoder wrapped for several workers.
-        ``has_learned``: its weights are of an earlier stage, and count in the moving average."""
+        """
+        Args:
+            steps: of the whole training.
+            parallel: the decoder wrapped for several workers.
+            has_learned: its weights are of an earlier stage, and count in the moving average.
+            share: how far from its first weights to those that it learns what is kept lies.
+        """
         device = next(decoder.parameters()).device
         self.decoder, self._options = decoder, options
         self.model = parallel or decoder
@@ -51,14 +58,25 @@ class Learner:
             if options.average
             else None
         )
+        self._share = share
+        self._first = copy.deepcopy(decoder.state_dict()) if share < 1.0 else None
         self._dtype = precision.choose(options.precision, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self._waiting = 0  # batches whose gradients no step has used yet
 
     @property
     def kept(self) -> nn.Module:
-        """What is validated and saved: the moving average, where there is one."""
-        return self.decoder if self._average is None else self._average.module
+        """What is validated and saved: the moving average, where there is one; in part the first
+        weights, where only a share of what was learned is kept (Wortsman et al., "Robust
+        Fine-tuning of Zero-shot Models", CVPR 2022)."""
+        learned: nn.Module = self.decoder if self._average is None else self._average.module
+        if self._first is None:
+            return learned
+        between = copy.deepcopy(learned)
+        with torch.no_grad():
+            for name, value in between.state_dict().items():
+                value.copy_(torch.lerp(self._first[name], value, self._share))
+        return between
 
     def mixed_precision(self) -> contextlib.AbstractContextManager[Any]:
         return precision.autocast(next(self.decoder.parameters()).device, self._dtype)
@@ -102,6 +120,7 @@ class Learner:
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
+            "first": self._first,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -111,6 +130,7 @@ class Learner:
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+        self._first = state["first"]
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Gradients that are not yet used need not travel between workers."""
@@ -129,8 +149,7 @@ def _rate(step: int, warmup: int, steps: int, falls: bool) -> float:
 
 def _average(decay: float, has_learned: bool) -> Callable[[Any, Any, Tensor | int], None]:
     """Exponential moving average. First weights that were drawn at random are soon forgotten; those
-    that have learned are as good as any later ones (Wortsman et al., "Robust Fine-tuning of
-    Zero-shot Models", CVPR 2022)."""
+    that have learned are as good as any later ones."""
 
     @torch.no_grad()
     def update(averages: Any, weights: Any, count: Tensor | int) -> None:

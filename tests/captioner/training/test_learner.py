@@ -126,6 +126,29 @@ def test_the_average_of_the_weights_is_what_is_kept(has_learned: bool) -> None:
     assert validate(learner, [make_batch()]) != last
 
 
+def test_what_is_kept_may_lie_between_the_first_weights_and_what_is_learned() -> None:
+    first = make_decoder()
+    plain, learner = (
+        Learner(make_decoder(), options(average=0.9), 1e-2, 10, has_learned=True, share=share)
+        for share in (1.0, 0.25)
+    )
+    for each in (plain, learner):
+        for _ in range(3):
+            train(each, make_batch())
+    weights = zip(first.parameters(), plain.kept.parameters(), learner.kept.parameters())
+    for mine, theirs, between in weights:
+        torch.testing.assert_close(between, 0.75 * mine + 0.25 * theirs)
+    # It learns on from its own weights, and a checkpoint remembers the first ones.
+    for mine, theirs in zip(learner.decoder.parameters(), plain.decoder.parameters()):
+        torch.testing.assert_close(mine, theirs)
+    again = Learner(
+        copy.deepcopy(learner.decoder), options(average=0.9), 1e-2, 10, has_learned=True, share=0.25
+    )
+    again.load(learner.state())
+    for mine, theirs in zip(again.kept.parameters(), learner.kept.parameters()):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_bf16_computes_nearly_the_same() -> None:
     exact, half = (train(make_learner(), make_batch()) for _ in range(2)), None
     half = train(make_learner(precision="bfloat16"), make_batch())
