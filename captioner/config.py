@@ -311,6 +311,9 @@ class Search(Section):
     the others, their probabilities raised to this power (captioner/consensus.py)."""
     n_best: Positive = 1
     """Captions to write of an image, with their log-probabilities."""
+    precision: Precision = "float32"
+    """Of the decoder's products. ``auto`` is bfloat16 where there are units for it: about twice as
+    fast, and a caption differs now and then."""
 
     @model_validator(mode="after")
     def _options_fit(self) -> Search:

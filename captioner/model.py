@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from captioner import config as configuration
-from captioner import decoders, storage
+from captioner import decoders, precision, storage
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -103,8 +103,10 @@ class CaptionModel:
         if not len(embedding):
             return []
         ids = [str(n) for n in range(len(embedding))] if image_ids is None else image_ids
-        memory = self._memory(embedding, tokens)
-        found = find(self.decoder, memory, ids, search, words)
+        dtype = precision.choose(search.precision, self._device)
+        with precision.autocast(self._device, dtype):
+            memory = self.memory(embedding, tokens)
+            found = find(self.decoder, memory, ids, search, words)
         return captions_of(found, search, self.vocabulary.decode, self.vocabulary.said)
 
     @torch.inference_mode()
@@ -124,7 +126,7 @@ class CaptionModel:
             looks.append((words, weights[0, 0].float().cpu().numpy()))
         return looks
 
-    def _memory(self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None) -> Any:
+    def memory(self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None) -> Any:
         needed = None if tokens is None else self._tensor(tokens)
         return self.decoder.memory(self._tensor(embedding), needed)
 
