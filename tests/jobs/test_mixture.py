@@ -15,7 +15,7 @@ from captioner.errors import InputError
 from captioner.metrics import CiderD
 from captioner.vocabulary import END, tokenize
 from jobs import mixture, train
-from jobs.progress import Tally
+from jobs.tally import Tally
 from tests.runs import build_run
 
 
@@ -76,7 +76,7 @@ def test_an_epoch_draws_its_share_and_the_next_one_others() -> None:
 
 
 def test_tasks_ask_which_epoch_it_is(cluster: str) -> None:
-    tally = Tally.remote()
+    tally = Tally.remote("train")
     rows = features.pa.table({"serial": range(1000)})
     sizes = []
     for epoch in (0, 1, 0):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
+import ray
 
-from jobs.tally import ErrorLimits
+from captioner.errors import ErrorRateExceeded
+from jobs.tally import Count, ErrorLimits, Reporter, Tally
 
 
 def stops(limits: ErrorLimits, done: int, failed: int) -> bool:
@@ -77,3 +80,28 @@ def test_the_verdict_names_the_commonest_reasons_and_the_way_out() -> None:
         "(1,200 not an image; 30 OSError; 5 too large), more than image.max_error_rate 0.05 allows"
     )
     assert "--max-error-rate" in verdict
+
+
+def test_a_tally_adds_up_rows_errors_and_the_work_of_actors(cluster: str) -> None:
+    tally = Tally.remote("caption", ErrorLimits(0.05, 1_000))
+    reporters = [Reporter(tally) for _ in range(2)]
+    began = time.monotonic() - 2.0
+    for reporter in reporters:
+        reporter.add(10, {"OSError": 1}, began)
+        reporter.add(5, {}, began)
+    ray.get(tally.say.remote("a line"))
+    count = Count(*ray.get(tally.read.remote()))
+    assert (count.done, count.errors, count.lines, count.actors) == (
+        30, {"OSError": 2}, ["a line"], 2,
+    )  # fmt: skip
+    assert 8.0 <= count.busy < 20.0
+    assert Count(*ray.get(tally.read.remote())).lines == []
+
+
+def test_a_worker_stops_once_too_many_images_have_failed(cluster: str) -> None:
+    tally = Tally.remote("caption", ErrorLimits(0.05, 1_000))
+    reporter = Reporter(tally)
+    reporter.add(500, {"OSError": 400}, time.monotonic())
+    with pytest.raises(ErrorRateExceeded, match="400 of the first 500"):
+        reporter.add(1, {}, time.monotonic())
+    assert isinstance(ray.get(tally.told.remote()), ErrorRateExceeded)
