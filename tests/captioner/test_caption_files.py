@@ -12,6 +12,7 @@ import webdataset
 
 from captioner import caption_files, storage
 from captioner.reading import Unreadable
+from tests.s3 import BUCKET, Door
 
 ROWS = pa.table(
     {
@@ -115,3 +116,20 @@ def test_a_file_that_is_broken_off_leaves_what_was_there(tmp_path: Path) -> None
     with storage.writer(url) as file:
         file.write(b"after")
     assert storage.read_text(url) == "after"
+
+
+@pytest.mark.parametrize("size", [0, 100, 12_000_000])  # in one request, and in parts
+def test_an_object_is_whole_or_as_it_was(s3: Door, size: int) -> None:
+    url = f"s3://{BUCKET}/writer/{size}.csv"
+    with storage.writer(url) as file:
+        file.write(b"x" * size)
+    assert len(storage.read_bytes(url)) == size
+
+    def break_off() -> None:
+        with storage.writer(url) as file:
+            file.write(b"y" * 7_000_000)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
+    assert storage.read_bytes(url) == b"x" * size
