@@ -7,6 +7,7 @@ import _thread
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -22,6 +23,8 @@ from captioner.errors import InputError, StorageUnavailable
 NAME = "_lock.json"  # Parquet readers skip names that begin with an underscore.
 BEAT_S = 5.0
 _SILENCE_S = 4 * BEAT_S  # after which a holder on another machine is taken for dead
+# Not SIGINT: a script's background jobs ignore that one. Nothing else here asks for this.
+_TAKEN = signal.SIGURG
 _SETTLE_S = 1.0  # of two that take a dead one's place at the same moment, the last one goes on
 
 
@@ -40,7 +43,8 @@ def hold(run: str) -> Iterator[None]:
     beating = threading.Thread(target=_beat, args=(url, mine, over, lost), daemon=True)
     beating.start()
     try:
-        yield
+        with _interrupted_by(_TAKEN, lost):
+            yield
     except KeyboardInterrupt:
         if lost.is_set():
             raise StorageUnavailable(
@@ -54,6 +58,21 @@ def hold(run: str) -> Iterator[None]:
         with contextlib.suppress(Exception):  # then it falls silent, which is enough
             if _is_mine(_read(url), mine):
                 _remove(url)
+
+
+@contextlib.contextmanager
+def _interrupted_by(number: signal.Signals, lost: threading.Event) -> Iterator[None]:
+    """The block ends with a KeyboardInterrupt when the signal comes and the lock is lost."""
+
+    def interrupt(*_: object) -> None:
+        if lost.is_set():
+            raise KeyboardInterrupt
+
+    before = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _acquire(url: str, mine: dict[str, Any]) -> None:
@@ -110,7 +129,7 @@ def _beat(url: str, mine: dict[str, Any], over: threading.Event, lost: threading
             holder = _read(url)
             if holder is not None and holder["token"] != mine["token"]:
                 lost.set()
-                _thread.interrupt_main()
+                _thread.interrupt_main(_TAKEN)
                 return
             storage.write_json(url, {**mine, "beat": beat})
 

@@ -87,6 +87,9 @@ class Meteor:
                 yield cls(process)
             finally:
                 process.kill()
+                assert process.stdin is not None
+                with contextlib.suppress(BrokenPipeError):  # what it was last asked is still there
+                    process.stdin.close()
 
     def statistics(
         self, caption: Sequence[str], references: Sequence[Sequence[str]]

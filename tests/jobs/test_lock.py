@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -202,16 +203,26 @@ def test_a_silent_process_of_this_machine_that_lives_is_not_taken_for_dead(run: 
         silent.communicate(b"\n")
 
 
-def test_who_was_taken_for_dead_stops_and_leaves_the_lock_to_its_new_holder(run: str) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_who_was_taken_for_dead_stops_and_leaves_the_lock_to_its_new_holder(
+    run: str, in_background: bool
+) -> None:
+    """As a background job of a script, which ignores SIGINT, too."""
     left: dict[str, Any] = {}
+    before = signal.getsignal(signal.SIGINT)
+    if in_background:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def work() -> None:
         with lock.hold(run):
             left.update(leave(run))
             time.sleep(5)  # until the next beat
 
-    with pytest.raises(StorageUnavailable, match="was taken for dead"):
-        work()
+    try:
+        with pytest.raises(StorageUnavailable, match="was taken for dead"):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert storage.read_json(storage.join(run, lock.NAME)) == left
 
 
