@@ -54,7 +54,8 @@ def collate(
     ]
     mirror = torch.rand(len(rows)) < 0.5  # of each image, for all its captions
     return Batch(
-        serials=rows["serial"].to_numpy(),
+        # A copy: an epoch remembers them all, and a view would keep the rows' block in memory.
+        serials=rows["serial"].to_numpy().copy(),
         references=references,
         embedding=_floats(rows, "embedding", mirror, device),
         tokens=_floats(rows, "tokens", mirror, device) if "tokens" in rows.column_names else None,

@@ -129,3 +129,9 @@ def test_what_an_epoch_has_seen_before_it_broke_off_is_left_out(idle: bool) -> N
     assert learned == [[100], [104, 105]]
     # Where workers step together, a table of which nothing is left is a step all the same.
     assert [batch.idle for batch in found] == ([False, True, False] if idle else [False, False])
+
+
+def test_what_an_epoch_remembers_keeps_no_rows_in_memory() -> None:
+    batch = make_batch()
+    assert batch.serials.base is None
+    assert batch.serials.tolist() == [100, 101, 102]
