@@ -165,28 +165,19 @@ def read_bytes(url: str) -> bytes:
 def write_bytes(url: str, data: bytes) -> None:
     """Write a small file whole. A local reader sees the old or the new file, never half of one."""
     fs, path = filesystem(url)
-    folder, _, name = path.rpartition("/")
-    fs.makedirs(folder, exist_ok=True)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
     if not is_local(fs):
         fs.pipe_file(path, data)
         return
-    # Of this writer alone; and after a crash, a name that Parquet readers skip.
-    partial = f"{folder}/_{name}.{uuid.uuid4().hex}.partial"
-    try:
+    with _taking_the_place_of(path) as partial:
         fs.pipe_file(partial, data)
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(partial)
-        raise
 
 
 @contextlib.contextmanager
 def writer(url: str) -> Iterator[BinaryIO]:
     """A file to write in pieces, of any size. Like ``write_bytes``: whole, or not at all."""
     fs, path = filesystem(url)
-    folder, _, name = path.rpartition("/")
-    fs.makedirs(folder, exist_ok=True)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
     if not is_local(fs):
         file = fs.open(path, "wb", autocommit=False)
         try:
@@ -197,10 +188,18 @@ def writer(url: str) -> Iterator[BinaryIO]:
             raise
         file.commit()
         return
+    with _taking_the_place_of(path) as partial, open(partial, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _taking_the_place_of(path: str) -> Iterator[str]:
+    """A local file to write that becomes ``path`` when the block ends, and is gone if it fails."""
+    folder, _, name = path.rpartition("/")
+    # Of this writer alone; and after a crash, a name that Parquet readers skip.
     partial = f"{folder}/_{name}.{uuid.uuid4().hex}.partial"
     try:
-        with open(partial, "wb") as file:
-            yield file
+        yield partial
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
