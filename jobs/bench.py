@@ -78,8 +78,8 @@ def _prepared(images: str | None, count: int, overrides: tuple[str, ...]) -> Ite
 
 def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
     size, cores = config.encoder.batch_size, session.cores()
-    files = _files(config, min(total, 8 * size))
-    pixels = _pixels(files, config, encoder)
+    files = files_of(config, min(total, 8 * size))
+    pixels = pixels_of(files, config, encoder)
     batches = [pixels[start : start + size] for start in range(0, len(pixels) - size + 1, size)]
     encoder.encode(batches[0])
 
@@ -107,31 +107,31 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
     row("(c) Ray job in steady state, with writing", job, "images/s", job / bare)
     click.echo(f"{'    its start-up':44} {result['seconds'] - total / job:9.1f} s\n")
 
-    decoding = len(files) / seconds(lambda: _pixels(files, config, encoder))
+    decoding = len(files) / seconds(lambda: pixels_of(files, config, encoder))
     row("decoding, one core", decoding, "images/s")
     click.echo(f"{'cores that decode for one such encoder':44} {bare / decoding:9.2f}")
     large = [_enlarged(data) for data in files[:size]]
     once, scaled = (
-        len(large) / seconds(lambda s=scaled: _pixels(large, config, encoder, s))  # type: ignore[misc]
+        len(large) / seconds(lambda s=scaled: pixels_of(large, config, encoder, s))  # type: ignore[misc]
         for scaled in (False, True)
     )
     row("decoding, the same at 12 megapixels", once, "images/s")
     row("  with image.scaled_decode", scaled, "images/s", scaled / once)
     pair = [
-        encoder.encode(_pixels(large, config, encoder, scaled))[0].float()
+        encoder.encode(pixels_of(large, config, encoder, scaled))[0].float()
         for scaled in (False, True)
     ]
     cosine = float(torch.nn.functional.cosine_similarity(*pair).mean())
     click.echo(f"{'  cosine similarity of the embeddings':44} {cosine:9.5f}")
 
 
-def _files(config: JobConfig, count: int) -> list[bytes]:
+def files_of(config: JobConfig, count: int) -> list[bytes]:
     root = Path(config.source.images)
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     return [path.read_bytes() for path in paths[:count]]
 
 
-def _pixels(files: list[bytes], config: JobConfig, encoder: Encoder, scaled: bool = False) -> Any:
+def pixels_of(files: list[bytes], config: JobConfig, encoder: Encoder, scaled: bool = False) -> Any:
     """``(images, height, width, 3) uint8`` of those that can be decoded."""
     target, most = encoder.identity.preprocessing, config.image.max_pixels
     images = [decode(data, target, most, scaled=scaled).pixels for data in files]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 from ray.data import DataContext
 
@@ -17,13 +16,12 @@ from captioner import config as configuration
 from captioner import decoders, model, storage
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
-from captioner.images import decode
 from captioner.model import CaptionModel
 from captioner.search import NEVER
 from captioner.vocabulary import EOS, SOS, SPECIAL, Vocabulary
 from jobs import caption as caption_job
 from jobs import index, session
-from jobs.bench import draw, hardware, on_gpu, row, seconds
+from jobs.bench import draw, files_of, hardware, on_gpu, pixels_of, row, seconds
 from jobs.directory import job_config
 
 _WORDS = 3000  # of an untrained decoder's vocabulary, about that of Flickr8k
@@ -54,7 +52,7 @@ def measure(
             f"{date.today()}, {hardware()}; {pictures}; encoder: {encoder.identity.describe()}; "
             f"{captioner.config.decoder.type} of {captioner.config.decoder.hidden_size}{trained}\n"
         )
-        pixels = _pixels(images, encoder, max(_SIZES))
+        pixels = pixels_of(files_of(config, max(_SIZES)), config, encoder)
         features = [encoder.encode(part) for part in _parts(pixels, 32)]
         embedding, tokens = (
             None if values[0] is None else torch.cat(list(values)).numpy()
@@ -81,13 +79,6 @@ def _untrained(url: str) -> str:
     model.write_description(url, config, vocabulary, identity)
     model.save_weights(storage.join(url, model.WEIGHTS), decoder)
     return url
-
-
-def _pixels(images: str, encoder: Encoder, most: int) -> Any:
-    paths = sorted(path for path in Path(images).rglob("*") if path.is_file())[:most]
-    target = encoder.identity.preprocessing
-    found = [decode(path.read_bytes(), target, 10**8).pixels for path in paths]
-    return np.stack([pixels for pixels in found if pixels is not None])
 
 
 def _parts(values: Any, size: int) -> list[Any]:
