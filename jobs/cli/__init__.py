@@ -1,0 +1,58 @@
+"""The command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from captioner import __version__
+from captioner.errors import InputError
+from jobs.cli import bench, looking, stages
+
+
+class Commands(click.Group):
+    """Prints an InputError as one message, without a traceback, and exits with its status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.status)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order that one uses them, which is that of their registration."""
+        return list(self.commands)
+
+
+@click.group(cls=Commands)
+@click.version_option(__version__)
+def main() -> None:
+    """Caption large image directories on a Ray cluster.
+
+    \b
+    Try it, without any data:            captioner demo
+    Train on your captioned images:      captioner run configs/flickr8k.yaml --set ...
+    Caption a directory with the model:  captioner caption PHOTOS --model RUN/model --out OUT
+
+    A CONFIG is a YAML file, or a run directory that an earlier command has made. Any of its
+    values can be set on the command line: --set train.learning_rate=1e-3
+    """
+
+
+for _command in (
+    stages.demo,
+    stages.run,
+    stages.index,
+    stages.extract,
+    stages.train,
+    stages.caption,
+    stages.score,
+    stages.report,
+    looking.compare,
+    looking.view,
+    looking.features,
+    bench.bench,
+):
+    main.add_command(_command)

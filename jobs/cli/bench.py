@@ -1,0 +1,88 @@
+"""Measuring this machine."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def bench(context: click.Context) -> None:
+    """Measure this machine; without a subcommand, extraction and captions.
+
+    \b
+    Examples:
+      captioner bench
+      captioner bench extract --images Flickr8k/Images
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(bench_extract)
+        context.invoke(bench_caption)
+
+
+@bench.command("extract")
+@click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
+@click.option("--count", default=1000, show_default=True, help="How many to draw.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def bench_extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
+    """Encoder alone, the library's plain loop, and the Ray job.
+
+    The encoder is ViT-B/32 with random weights, whose speed is that of trained ones.
+
+    \b
+    Example:
+      captioner bench extract --images Flickr8k/Images
+    """
+    from jobs import bench as job
+
+    job.extract(images, count, overrides)
+
+
+@bench.command("caption")
+@click.option("--model", "model_url", metavar="DIR", help="A trained model; else random weights.")
+@click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
+@click.option("--count", default=500, show_default=True, help="How many to draw.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def bench_caption(
+    model_url: str | None, images: str | None, count: int, overrides: tuple[str, ...]
+) -> None:
+    """Beam search in batches against one image at a time; the Ray job against its parts.
+
+    \b
+    Example:
+      captioner bench caption --model runs/flickr8k/model --images Flickr8k/Images
+    """
+    from jobs import bench_caption as job
+
+    job.measure(images, model_url, count, overrides)
+
+
+@bench.command("train")
+@click.argument("config", default="configs/flickr8k.yaml")
+@click.option("--images", default=2000, show_default=True, help="How many to make up.")
+@click.option("--captions", default=5, show_default=True, help="Of each image.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+def bench_train(config: str, images: int, captions: int, overrides: tuple[str, ...]) -> None:
+    """Training steps alone, without shared features, and in the Ray job; and its memory.
+
+    Features are noise and captions made up: the speed is that of real ones.
+
+    \b
+    Examples:
+      captioner bench train configs/flickr8k.yaml
+      captioner bench train --images 3000000 --captions 1 --set decoder.attention=none \\
+        --set train.epochs=1
+    """
+    from jobs import bench_train as job
+
+    job.measure(config, images, captions, overrides)
+
+
+@bench.command("scale")
+@click.option("--rows", multiple=True, default=[10_000, 100_000, 1_000_000], show_default=True)
+@click.option("--address", help="A Ray cluster; else this machine.")
+def bench_scale(rows: tuple[int, ...], address: str | None) -> None:
+    """How the extraction job grows with its manifest, without any encoder."""
+    from jobs import bench_scale as job
+
+    job.scale(rows, address)

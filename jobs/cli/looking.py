@@ -1,0 +1,94 @@
+"""Looking at what there is: two runs, one image, features."""
+
+from __future__ import annotations
+
+import click
+
+from jobs.cli.options import load
+
+
+@click.command()
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+@click.option("--out", default="compare.html", show_default=True, help="Where the page goes.")
+def compare(first: str, second: str, out: str) -> None:
+    """Compare two scored runs: which is better, and whether that is more than chance.
+
+    \b
+    Example:
+      captioner compare runs/cross-entropy runs/self-critical --out compare.html
+    """
+    from captioner import compare as comparing
+
+    found = comparing.compare(load(first, ()), load(second, ()))
+    click.echo(comparing.describe(found))
+    click.echo(f"\npage: {comparing.write(found, out)}")
+
+
+@click.command()
+@click.argument("image", metavar="IMAGE")
+@click.option("--model", metavar="MODEL", required=True, help="DIR, hf:NAME or coca:NAME.")
+@click.option("--best", default=5, show_default=True, help="How many captions to show.")
+@click.option("--out", default="attention.png", show_default=True, help=".png, .svg or .pdf.")
+@click.option("--encoder", metavar="MODEL", help="Where the model's image tower is now.")
+def view(image: str, model: str, best: int, out: str, encoder: str | None) -> None:
+    """Caption one image, and draw where the model looked.
+
+    \b
+    Example:
+      captioner view photo.jpg --model runs/flickr8k/model
+    """
+    from captioner import view as viewing
+    from captioner.one_by_one import Captioner
+
+    if out.rpartition(".")[2] not in ("png", "svg", "pdf"):
+        raise click.BadParameter("expected a name that ends in .png, .svg or .pdf")
+    captioner = Captioner.load(model, encoder=encoder)
+    known = captioner.search
+    wanted = {"n_best": best, "beam_size": max(best, known.beam_size)}
+    captioner.search = known.model_copy(update=wanted)
+    for line in viewing.view(image, captioner, out):
+        click.echo(line)
+
+
+@click.group()
+def features() -> None:
+    """Look at the features, or export them for other tools."""
+
+
+@features.command()
+@click.argument("directory", metavar="DIR")
+def describe(directory: str) -> None:
+    """Say what is in DIR: a run directory, or its features.
+
+    \b
+    Example:
+      captioner features describe runs/flickr8k
+    """
+    from jobs import features as job
+
+    click.echo(job.describe(directory))
+
+
+@features.command()
+@click.argument("directory", metavar="DIR")
+@click.option(
+    "--to",
+    "layout",
+    type=click.Choice(["npy", "webdataset"]),
+    required=True,
+    help="npy: normalised embeddings and metadata as clip-retrieval's index reads them; "
+    "webdataset: tar files with embeddings and tokens.",
+)
+@click.option("--out", metavar="OUT", required=True, help="Where to: a new or empty directory.")
+@click.option("--address", metavar="ADDRESS", help="A Ray cluster; none starts Ray here.")
+def export(directory: str, layout: str, out: str, address: str | None) -> None:
+    """Write the features of DIR to OUT for other tools. Images without features are left out.
+
+    \b
+    Example:
+      captioner features export runs/flickr8k --to webdataset --out exports/flickr8k
+    """
+    from jobs import features as job
+
+    click.echo(job.export(directory, out, layout, address))

@@ -1,0 +1,57 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from captioner import config as configuration
+from captioner import storage
+from captioner.config import JobConfig
+
+
+def with_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command CONFIG and --set, and call it with the configuration that they make."""
+
+    @click.argument("config")
+    @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
+    @wraps(command)
+    def wrapped(config: str, overrides: tuple[str, ...], **options: Any) -> None:
+        command(load(config, overrides), **options)
+
+    return wrapped
+
+
+update_option = click.option(
+    "--update", is_flag=True, help="List the source again first: new, changed, deleted images."
+)
+retry_option = click.option("--retry-errors", is_flag=True, help="Try failed images again.")
+
+
+def error_rate_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--max-error-rate, as a short name for a value of the configuration."""
+
+    @click.option(
+        "--max-error-rate",
+        metavar="SHARE",
+        type=click.FloatRange(0, 1),
+        help="Stop once more of the images have failed (image.max_error_rate, 0.05).",
+    )
+    @wraps(command)
+    def wrapped(max_error_rate: float | None, **options: Any) -> None:
+        if max_error_rate is not None:
+            more = (f"image.max_error_rate={max_error_rate}",)
+            options["overrides"] = (*options["overrides"], *more)
+        command(**options)
+
+    return wrapped
+
+
+def load(config: str, overrides: tuple[str, ...]) -> JobConfig:
+    in_run = storage.join(config, "config.yaml")
+    if storage.exists(in_run):  # wherever the run directory has been moved to
+        return configuration.load(in_run, (f"run={config}", *overrides))
+    return configuration.load(config, overrides)
