@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,17 +28,42 @@ from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 
 
+@dataclass(frozen=True)
+class Tower:
+    """An image tower as it was loaded: float32, on the CPU. It can be sent to other processes,
+    which then need not load it: a hundred actors would ask a hub, or a disk, a hundred times."""
+
+    visual: nn.Module
+    quick_gelu: bool
+    weights_sha256: str
+
+    @classmethod
+    def load(cls, options: EncoderOptions) -> Tower:
+        """
+        Raises:
+            InputError: there is no such model, or its weights cannot be had.
+        """
+        model, quick_gelu = create_model(options)
+        visual = model.visual.eval().requires_grad_(False)
+        return cls(visual, quick_gelu, weights_digest(visual))
+
+
 class Encoder:
     """Runs a frozen tower on one device. ``identity`` says which tower it is."""
 
-    def __init__(self, options: EncoderOptions, device: str | torch.device = "cpu") -> None:
-        model, quick_gelu = create_model(options)
-        self._tower = model.visual.eval().requires_grad_(False)
-        self._forward = _forward_of(self._tower)
+    def __init__(
+        self,
+        options: EncoderOptions,
+        device: str | torch.device = "cpu",
+        tower: Tower | None = None,
+    ) -> None:
+        """``tower``: that of the options, where it is loaded already. A copy of it is used."""
+        loaded = tower or Tower.load(options)
         self._device = torch.device(device)
         self._dtype = precision.choose(options.precision, self._device)
+        self._tower = copy.deepcopy(loaded.visual) if tower else loaded.visual
+        self._forward = _forward_of(self._tower)
         preprocessing = preprocessing_of(self._tower)
-        digest = weights_digest(self._tower)
         self._tower.to(device=self._device, dtype=self._dtype)
         if self._device.type == "cuda":  # the layout of tensor cores; CPUs gain nothing by it
             self._tower.to(memory_format=torch.channels_last)
@@ -56,8 +83,8 @@ class Encoder:
         self.identity = EncoderIdentity(
             model=options.model,
             pretrained="its own" if own_weights else options.pretrained,
-            quick_gelu=quick_gelu,
-            weights_sha256=digest,
+            quick_gelu=loaded.quick_gelu,
+            weights_sha256=loaded.weights_sha256,
             preprocessing=preprocessing,
             embedding_size=embedding.shape[1],
             patches=0 if tokens is None else tokens.shape[1],
@@ -99,8 +126,8 @@ class Encoder:
         copies = [
             torch.empty(result.shape, dtype=result.dtype, pin_memory=True) for result in results
         ]
-        for copy, result in zip(copies, results):
-            copy.copy_(result, non_blocking=True)
+        for pinned, result in zip(copies, results):
+            pinned.copy_(result, non_blocking=True)
         torch.cuda.current_stream(self._device).synchronize()  # once for all of them
         return copies
 

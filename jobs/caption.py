@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
+import ray
 import torch
 from ray.data import Dataset
 
 from captioner import backends, features, manifest, storage
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
+from captioner.encoder import Tower
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import CaptionModel
@@ -59,7 +61,8 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     ``model`` is a model directory, ``hf:NAME`` or ``coca:NAME``.
     """
     # The driver loads it too: what cannot be had stops the job here, before Ray starts.
-    encoder = backends.load(model, config.encoder, config.search).identity
+    tower = None if backends.is_foreign(model) else Tower.load(config.encoder)
+    encoder = backends.load(model, config.encoder, config.search, tower=tower).identity
     schema = SCHEMA.with_metadata(encoder.metadata())
     rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
     where = model if backends.is_foreign(model) else storage.resolve(model)
@@ -67,7 +70,9 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     def decoded(images: Dataset, tally: Any) -> Dataset:
         return stream.decoded(images, encoder.preprocessing, config, tally)
 
-    return _caption(config, CaptionImages, (where, config.encoder), rows, schema, decoded)
+    session.start(config.cluster)
+    arguments = (where, config.encoder, ray.put(tower))  # Ray brings it to each node once
+    return _caption(config, CaptionImages, arguments, rows, schema, decoded)
 
 
 def _caption(
@@ -126,12 +131,13 @@ class CaptionImages:
         self,
         model: str,
         encoder: EncoderOptions,
+        tower: ray.ObjectRef[Tower | None],
         search: Search,
         pool: session.Workers,
         tally: Any,
     ) -> None:
         torch.set_num_threads(pool.threads)
-        self._backend = backends.load(model, encoder, search, pool.device)
+        self._backend = backends.load(model, encoder, search, pool.device, ray.get(tower))
         self._search, self._reporter = search, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:

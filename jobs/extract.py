@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import torch
 from ray.data import Dataset
 
 from captioner import features
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig
-from captioner.encoder import Encoder
+from captioner.encoder import Encoder, Tower
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
@@ -37,18 +38,20 @@ def extract(config: JobConfig) -> dict[str, Any]:
 
     Rows that an earlier run has written are not encoded again.
     """
-    # The driver loads the tower too: its identity is the schema, and a missing weights file
+    # The driver loads the tower, for all: its identity is the schema, and a missing weights file
     # stops the job here, before Ray starts.
-    identity = Encoder(config.encoder).identity
+    tower = Tower.load(config.encoder)
+    identity = Encoder(config.encoder, tower=tower).identity
     check_encoder(config, identity)
     session.start(config.cluster)
     pool = session.encoders(config.cluster)
     schema = features.schema(identity, config.features.mirrored)
+    weights = ray.put(tower)  # Ray brings them to each node once
     batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
 
     def build(images: Dataset, tally: Any) -> Dataset:
         pixels = stream.decoded(images, identity.preprocessing, config, tally)
-        arguments = (config.encoder, pool, schema, tally)
+        arguments = (config.encoder, weights, pool, schema, tally)
         return stream.in_pool(pixels, EncodeImages, arguments, batch_size, pool)
 
     rows, target = table_rows.Input(config.at("manifest"), COLUMNS), config.at("features")
@@ -75,10 +78,15 @@ class EncodeImages:
     """Actor: ``pixels`` -> ``embedding`` and ``tokens``. Rows with an error pass unchanged."""
 
     def __init__(
-        self, options: EncoderOptions, pool: session.Workers, schema: pa.Schema, tally: Any
+        self,
+        options: EncoderOptions,
+        tower: ray.ObjectRef[Tower],
+        pool: session.Workers,
+        schema: pa.Schema,
+        tally: Any,
     ) -> None:
         torch.set_num_threads(pool.threads)
-        self._encoder = Encoder(options, pool.device)
+        self._encoder = Encoder(options, pool.device, ray.get(tower))
         self._schema, self._reporter = schema, Reporter(tally)
 
     def __call__(self, rows: pa.Table) -> pa.Table:

@@ -6,7 +6,7 @@ A model is a directory that ``captioner train`` has made, ``hf:NAME`` or ``coca:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from captioner.config import Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.selection import Caption
+
+if TYPE_CHECKING:  # open_clip takes seconds to import
+    from captioner.encoder import Tower
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _PREFIXES = ("hf:", "coca:")
@@ -37,13 +40,18 @@ def is_foreign(model: str) -> bool:
 
 
 def load(
-    model: str, encoder: EncoderOptions, search: Search, device: str | torch.device = "cpu"
+    model: str,
+    encoder: EncoderOptions,
+    search: Search,
+    device: str | torch.device = "cpu",
+    tower: Tower | None = None,
 ) -> Backend:
     """Load a captioner.
 
     Args:
         encoder: of a model directory, the tower to put in front; of others the precision counts.
         search: what it will be asked for.
+        tower: the encoder's, where it is loaded already.
 
     Raises:
         InputError: it cannot be had, does not fit, or does not know such a search.
@@ -51,7 +59,7 @@ def load(
     if not is_foreign(model):
         from captioner.backends.trained import TrainedCaptioner
 
-        return TrainedCaptioner(model, encoder, device)
+        return TrainedCaptioner(model, encoder, device, tower)
     kind, _, name = model.partition(":")
     if kind == "coca":
         from captioner.backends.coca import CoCaCaptioner

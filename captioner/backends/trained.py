@@ -9,20 +9,26 @@ import torch
 from captioner.backends import Pixels
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Search
-from captioner.encoder import Encoder
+from captioner.encoder import Encoder, Tower
 from captioner.identity import EncoderIdentity
 from captioner.model import CaptionModel, Look
 from captioner.selection import Caption
 
 
 class TrainedCaptioner:
-    def __init__(self, model: str, encoder: EncoderOptions, device: str | torch.device) -> None:
+    def __init__(
+        self,
+        model: str,
+        encoder: EncoderOptions,
+        device: str | torch.device,
+        tower: Tower | None = None,
+    ) -> None:
         """
         Raises:
             InputError: there is no model, or it was trained on another tower.
         """
         self._model = CaptionModel.load(model, device)
-        self._encoder = Encoder(encoder, device)
+        self._encoder = Encoder(encoder, device, tower)
         self._model.check_encoder(self._encoder.identity, encoder.model)
 
     @property
