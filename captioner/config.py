@@ -145,8 +145,10 @@ class Features(Section):
     """At most. Files are half as long where blocks allow: a crash loses the one that is written and
     what is gathered for the next, together no more than this."""
     mirrored: bool = False
-    """Write the features of every training image's mirror image too: training reads the one or the
-    other by chance, and learns captions by heart later."""
+    """Write the features of every training image's mirror image too: training reads one view of an
+    image by chance, another in the next epoch, and learns captions by heart later."""
+    parts: Annotated[int, Field(ge=0)] = 0
+    """And of so many random parts of it, three quarters of its width and height at least."""
 
 
 class VocabularyOptions(Section):
@@ -378,6 +380,11 @@ class Cluster(Section):
     """What encoders run on; auto: GPUs where the cluster has any."""
     encoders: Positive | None = None
     """Encoder (and search) actors; none: one for each GPU, or one a node where there is none."""
+    encoders_max: Positive | None = None
+    """The pool grows up to so many as nodes join; none: one for each GPU that joins."""
+    shared_paths: bool = False
+    """Whether the cluster's machines all see the same files at a local path, as on NFS. Without it
+    a local path is refused where there are several."""
     patience: Annotated[float, Field(ge=0.0)] = 15.0
     """Seconds to wait for the cluster to be large enough; longer where it grows by itself."""
     train_workers: Positive = 1
@@ -419,6 +426,12 @@ class JobConfig(Section):
     def at(self, *parts: str) -> str:
         """A place inside the run directory."""
         return storage.join(self.run, *parts)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """What every machine of a cluster reads or writes, by the key that names it."""
+        mixed = {f"train.mixed_with[{i}].run": m.run for i, m in enumerate(self.train.mixed_with)}
+        return {"run": self.run, "source.images": self.source.images, **mixed}
 
 
 STAGES = ("index", "extract", "train", "caption", "score", "report")

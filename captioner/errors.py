@@ -24,3 +24,9 @@ class StorageUnavailable(InputError):
     """A storage did not answer for minutes. The same command later goes on."""
 
     status = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class Stopped(InputError):
+    """The job was told to stop. The same command goes on."""
+
+    status = 75

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,10 @@ from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
 from captioner.vocabulary import tokenize
 
-MIRRORED = "_mirrored"  # ends the names of columns about the mirror image
 
-
-def schema(identity: EncoderIdentity, mirrored: bool = False) -> pa.Schema:
-    """Columns of a feature shard made by this encoder; ``mirrored``: of training images' mirror
-    images too."""
+def schema(identity: EncoderIdentity, views: Sequence[str] = ()) -> pa.Schema:
+    """Columns of a feature shard made by this encoder; ``views``: what ends the names of those of
+    other views of training images, ``views.suffixes``."""
     fields = [
         pa.field("image_id", pa.string()),
         pa.field("serial", pa.int64()),  # of this version of the image, as in the manifest
@@ -42,9 +41,8 @@ def schema(identity: EncoderIdentity, mirrored: bool = False) -> pa.Schema:
     if identity.patches:
         shape = (identity.patches, identity.channels)
         fields.append(pa.field("tokens", pa.fixed_shape_tensor(pa.float16(), shape)))
-    if mirrored:
-        seen = [field for field in fields if field.name in ("embedding", "tokens")]
-        fields += [field.with_name(field.name + MIRRORED) for field in seen]
+    seen = [field for field in fields if field.name in ("embedding", "tokens")]
+    fields += [field.with_name(field.name + view) for view in views for field in seen]
     fields.append(pa.field("error", pa.string()))  # null, or why there are no features
     return pa.schema(fields, metadata=identity.metadata())
 

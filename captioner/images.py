@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,17 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Of an image, in shares of its width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    mirrored: bool
+
+
+@dataclass(frozen=True)
 class Decoded:
     """``pixels: (height, width, 3) uint8``, or an ``error``. Sizes are the upright image's own."""
 
@@ -48,12 +60,18 @@ class Decoded:
     width: int | None
     height: int | None
     error: str | None
+    parts: tuple[Pixels, ...] = ()
 
 
 def decode(
-    data: bytes, preprocessing: Preprocessing, max_pixels: int, scaled: bool = False
+    data: bytes,
+    preprocessing: Preprocessing,
+    max_pixels: int,
+    scaled: bool = False,
+    parts: Sequence[Part] = (),
 ) -> Decoded:
-    """Decode one image file of any of ``FORMATS``; never raises on bad data.
+    """Decode one image file of any of ``FORMATS``; never raises on bad data. ``parts`` of it are
+    brought to the same size as the whole.
 
     ``scaled`` decodes JPEGs at the smallest of 1/1, 1/2, 1/4 and 1/8 that is not smaller than
     what is needed. That is several times as fast for photographs of many megapixels; the
@@ -81,7 +99,9 @@ def decode(
                     needed = scaled_width, scaled_height
                     image.draft(None, needed if image.size == (width, height) else needed[::-1])
                 upright = _upright_8_bit(image)
-                return Decoded(_to_size(upright, preprocessing), width, height, None)
+                pixels = _to_size(upright, preprocessing)
+                seen = tuple(_part(upright, part, preprocessing) for part in parts)
+                return Decoded(pixels, width, height, None, seen)
     except UnidentifiedImageError:
         return Decoded(None, None, None, "empty file" if not data else "not an image")
     except Image.DecompressionBombError as error:  # beyond Pillow's own bound: opened, not decoded
@@ -89,6 +109,16 @@ def decode(
         return Decoded(None, width, height, reason[:200])
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error ...
         return Decoded(None, width, height, f"{type(error).__name__}: {error}"[:200])
+
+
+def _part(image: Image.Image, part: Part, preprocessing: Preprocessing) -> Pixels:
+    width, height = (
+        max(1, round(n)) for n in (image.width * part.width, image.height * part.height)
+    )
+    left = min(round(image.width * part.left), image.width - width)
+    top = min(round(image.height * part.top), image.height - height)
+    pixels = _to_size(image.crop((left, top, left + width, top + height)), preprocessing)
+    return pixels[:, ::-1] if part.mirrored else pixels
 
 
 def _upright_8_bit(image: Image.Image) -> Image.Image:

@@ -46,7 +46,7 @@ def extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
     with _prepared(images, count, overrides) as config:
         encoder = Encoder(config.encoder, "cuda" if on_gpu() else "cpu")
         _header(encoder)
-        session.start(config.cluster)
+        session.begin(config)
         total = index.index(config)["images"]
         if total < config.encoder.batch_size:
             raise InputError(

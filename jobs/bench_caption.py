@@ -164,7 +164,7 @@ def plain_search(captioner: CaptionModel, embedding: Any, tokens: Any, options: 
 
 def _fused(config: JobConfig, url: str, encoding: float, search: float) -> None:
     """Print the job's rate in steady state against the encoder alone and the search alone."""
-    session.start(config.cluster)
+    session.begin(config)
     DataContext.get_current().wait_for_min_actors_s = 600  # nothing is decoded while they start
     index.index(config)
     job = caption_job.caption_images(config, url)["steady_images_per_second"]

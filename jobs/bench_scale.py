@@ -86,7 +86,7 @@ def make_manifest(url: str, size: int) -> None:
 
 def extract_nothing(config: JobConfig) -> dict[str, Any]:
     """The extraction job with its own wiring, and stand-ins for decoder and encoder."""
-    pool = session.encoders(config.cluster)
+    pool = session.encoders(config)
     identity = EncoderIdentity(
         model="none",
         pretrained="none",

@@ -45,7 +45,7 @@ def measure(source: str, images: int, captions: int, overrides: tuple[str, ...])
             f"{tokens if identity.patches else ''}; {config.decoder.type} of "
             f"{config.decoder.hidden_size}, batches of {config.train.batch_size} images\n"
         )
-        session.start(config.cluster)
+        session.begin(config)
         vocabulary = train.build_vocabulary(config)
         batches = _batches(config, vocabulary)
         alone = [_apart(batch) for batch in batches]
@@ -65,7 +65,10 @@ def measure(source: str, images: int, captions: int, overrides: tuple[str, ...])
 def _config(source: str, folder: str, images: int, overrides: tuple[str, ...]) -> JobConfig:
     places = [f"run={folder}/run", f"source.images={folder}", "source.captions=null"]
     places += ["train.epochs=3", "train.patience=3", "train.self_critical.epochs=0"]
-    places += ["features.mirrored=false"]  # one view of an image costs what the other does
+    places += [
+        "features.mirrored=false",
+        "features.parts=0",
+    ]  # one view of an image costs what the other does
     return configuration.load(source, (*places, *overrides))
 
 

@@ -19,12 +19,13 @@ from captioner import storage
 from captioner.config import Image, Source
 from captioner.errors import StorageUnavailable
 from captioner.features import with_references
-from captioner.images import Decoded, Preprocessing, decode
+from captioner.images import Decoded, Pixels, Preprocessing, decode
 from captioner.metrics.cider import ngrams_of_image
 from captioner.reading import Bytes, Unreadable, read_images
 from captioner.sources import Part
 from captioner.sources import list_part as list_images
 from captioner.sources.known import list_known as list_images_of
+from captioner.views import one_of_each, random_parts
 from captioner.vocabulary import END, count_words, tokenize
 from jobs.tally import telling
 
@@ -58,48 +59,68 @@ def decode_block(
     limits: Image,
     image_column: str | None,
     at_once: int,
+    parts: int,
     tally: Any,
 ) -> Iterator[pa.Table]:
-    """Read and decode a block's images, ``at_once`` in a table."""
+    """Read and decode a block's images, ``at_once`` in a table; of training images so many random
+    parts, too."""
     with telling(tally):
         # One stream for the block: rows of a Parquet row group are read together.
         found = read_images(rows, limits.max_bytes, image_column)
         for start in range(0, len(rows), at_once):
             some = rows.slice(start, at_once)
+            keys = (some[name].to_pylist() for name in ("deleted", "split", "serial"))
             images = [
-                _decode(deleted, data, target, limits)
-                for deleted, data in zip(some["deleted"].to_pylist(), found)
+                _decode(deleted, data, target, limits, parts if split == "train" else 0, serial)
+                for deleted, split, serial, data in zip(*keys, found)
             ]
-            yield with_pixels(some, images, target)
+            yield with_pixels(some, images, target, parts)
 
 
-def _decode(deleted: datetime | None, data: Bytes, target: Preprocessing, limits: Image) -> Decoded:
+def _decode(
+    deleted: datetime | None,
+    data: Bytes,
+    target: Preprocessing,
+    limits: Image,
+    parts: int,
+    serial: int,
+) -> Decoded:
     if deleted is not None:
         return Decoded(None, None, None, DELETED)
     if isinstance(data, Unreadable):
         return Decoded(None, None, None, data.reason)
-    return decode(data, target, limits.max_pixels, scaled=limits.scaled_decode)
+    seen = random_parts(serial, parts)
+    return decode(data, target, limits.max_pixels, scaled=limits.scaled_decode, parts=seen)
 
 
-def with_pixels(rows: pa.Table, images: Sequence[Decoded], target: Preprocessing) -> pa.Table:
-    """Add ``width height error`` and ``pixels``."""
-    valid = pa.array([image.pixels is not None for image in images], pa.bool_())
-    # One buffer, filled in place: a bytes object of each image would copy all of them twice.
-    pixels = np.zeros((len(images), target.height, target.width, 3), np.uint8)
-    for place, image in zip(pixels, images):
-        if image.pixels is not None:
-            place[:] = image.pixels
-    binary = pa.binary(target.height * target.width * 3)
-    buffers = [valid.buffers()[1], pa.py_buffer(pixels)]
+def with_pixels(
+    rows: pa.Table, images: Sequence[Decoded], target: Preprocessing, parts: int = 0
+) -> pa.Table:
+    """Add ``width height error``, ``pixels``, and ``pixels_part_1`` and so on of so many parts."""
     columns: dict[str, Any] = {
         "width": pa.array([image.width for image in images], pa.int32()),
         "height": pa.array([image.height for image in images], pa.int32()),
         "error": pa.array([image.error for image in images], pa.string()),
-        "pixels": pa.FixedSizeBinaryArray.from_buffers(binary, len(images), buffers),
+        "pixels": _pixels([image.pixels for image in images], target),
     }
+    for n in range(parts):
+        part = [image.parts[n] if image.parts else None for image in images]
+        columns[f"pixels_part_{n + 1}"] = _pixels(part, target)
     for name, column in columns.items():
         rows = rows.append_column(name, column)
     return rows
+
+
+def _pixels(images: Sequence[Pixels | None], target: Preprocessing) -> pa.Array:
+    valid = pa.array([image is not None for image in images], pa.bool_())
+    # One buffer, filled in place: a bytes object of each image would copy all of them twice.
+    pixels = np.zeros((len(images), target.height, target.width, 3), np.uint8)
+    for place, image in zip(pixels, images):
+        if image is not None:
+            place[:] = image
+    binary = pa.binary(target.height * target.width * 3)
+    buffers = [valid.buffers()[1], pa.py_buffer(pixels)]
+    return pa.FixedSizeBinaryArray.from_buffers(binary, len(images), buffers)
 
 
 def drop_outdated(rows: pa.Table, fs: Any, current: Any) -> pa.Table:
@@ -144,6 +165,11 @@ def trainable(rows: pa.Table, split: str) -> pa.Table:
     keep = pc.and_(pc.equal(rows["split"], split), pc.is_null(rows["error"]))
     captions = pc.fill_null(pc.list_value_length(rows["captions"]), 0)
     return with_references(rows.filter(pc.and_(keep, pc.greater(captions, 0))))
+
+
+def one_view(rows: pa.Table, views: list[str], seed: int, tally: Any) -> pa.Table:
+    """Of each image the view that this epoch sees."""
+    return one_of_each(rows, views, seed, ray.get(tally.epoch.remote()))
 
 
 def count_training_words(rows: pa.Table) -> pa.Table:

@@ -70,7 +70,7 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     def decoded(images: Dataset, tally: Any) -> Dataset:
         return stream.decoded(images, encoder.preprocessing, config, tally)
 
-    session.start(config.cluster)
+    session.begin(config, {} if backends.is_foreign(model) else {"--model": where})
     arguments = (where, config.encoder, ray.put(tower))  # Ray brings it to each node once
     return _caption(config, CaptionImages, arguments, rows, schema, decoded)
 
@@ -83,8 +83,8 @@ def _caption(
     schema: pa.Schema,
     prepared: Callable[[Dataset, Any], Dataset],
 ) -> dict[str, Any]:
-    session.start(config.cluster)
-    pool = session.encoders(config.cluster)
+    session.begin(config)
+    pool = session.encoders(config)
     batch_size = config.caption.batch_size
 
     def build(images: Dataset, tally: Any) -> Dataset:
@@ -142,7 +142,7 @@ class CaptionImages:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         began = time.monotonic()
-        valid, pixels = extract.valid_pixels(rows, self._backend.identity.preprocessing)
+        valid, pixels = extract.valid_pixels(rows["pixels"], self._backend.identity.preprocessing)
         ids = rows["image_id"].filter(pa.array(valid)).to_pylist()
         found = iter(self._backend.caption(pixels, self._search, ids))
         self._reporter.add(len(rows), blocks.errors_of(rows), began)

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.data import Dataset
 
-from captioner import features
+from captioner import features, views
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig
 from captioner.encoder import Encoder, Tower
@@ -43,14 +43,16 @@ def extract(config: JobConfig) -> dict[str, Any]:
     tower = Tower.load(config.encoder)
     identity = Encoder(config.encoder, tower=tower).identity
     check_encoder(config, identity)
-    session.start(config.cluster)
-    pool = session.encoders(config.cluster)
-    schema = features.schema(identity, config.features.mirrored)
+    session.begin(config)
+    pool = session.encoders(config)
+    schema = features.schema(identity, views.suffixes(config.features))
     weights = ray.put(tower)  # Ray brings them to each node once
     batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
 
     def build(images: Dataset, tally: Any) -> Dataset:
-        pixels = stream.decoded(images, identity.preprocessing, config, tally)
+        pixels = stream.decoded(
+            images, identity.preprocessing, config, tally, config.features.parts
+        )
         arguments = (config.encoder, weights, pool, schema, tally)
         return stream.in_pool(pixels, EncodeImages, arguments, batch_size, pool)
 
@@ -91,13 +93,19 @@ class EncodeImages:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         began = time.monotonic()
-        valid, pixels = valid_pixels(rows, self._encoder.identity.preprocessing)
+        target = self._encoder.identity.preprocessing
+        valid, pixels = valid_pixels(rows["pixels"], target)
         arrays = {name: rows[name] for name in self._schema.names if name in rows.column_names}
         arrays |= self._encoded(valid, pixels)
-        if "embedding" + features.MIRRORED in self._schema.names:
+        if "embedding" + views.MIRRORED in self._schema.names:
             training = pc.fill_null(pc.equal(rows["split"], "train"), False).to_numpy()
             mirrors = np.ascontiguousarray(pixels[training[valid], :, ::-1])
-            arrays |= self._encoded(valid & training, mirrors, features.MIRRORED)
+            arrays |= self._encoded(valid & training, mirrors, views.MIRRORED)
+        for name in rows.column_names:
+            if name.startswith("pixels_part_"):
+                arrays |= self._encoded(
+                    *valid_pixels(rows[name], target), name.removeprefix("pixels")
+                )
         self._reporter.add(len(rows), errors_of(rows), began)
         return pa.table({name: arrays[name] for name in self._schema.names}, schema=self._schema)
 
@@ -112,11 +120,13 @@ class EncodeImages:
         }
 
 
-def valid_pixels(rows: pa.Table, target: Preprocessing) -> tuple[Any, Any]:
+def valid_pixels(column: pa.ChunkedArray, target: Preprocessing) -> tuple[Any, Any]:
     """Which rows were decoded, ``(rows,) bool``, and their pixels ``(valid, h, w, 3) uint8``."""
-    column = rows["pixels"].combine_chunks()
+    column = column.combine_chunks()
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     width = column.type.byte_width
-    values = np.frombuffer(column.buffers()[1], np.uint8, len(rows) * width, column.offset * width)
-    pixels = values.reshape(len(rows), target.height, target.width, 3)
+    values = np.frombuffer(
+        column.buffers()[1], np.uint8, len(column) * width, column.offset * width
+    )
+    pixels = values.reshape(len(column), target.height, target.width, 3)
     return valid, pixels if valid.all() else pixels[valid]

@@ -41,7 +41,7 @@ def index(config: JobConfig) -> dict[str, Any]:
     update = manifest.Update(url, datetime.now(UTC))
     writer = manifest.Writer(url)
     parts = sources.parts(config.source)
-    session.start(config.cluster)
+    session.begin(config)
     known = sources.unchanged(parts, config.source, url) if before else set()
     with progress.show("index", None, config.run) as tally:
         for found in listing(config, parts, known, tally, skipped):

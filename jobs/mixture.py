@@ -12,7 +12,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import Dataset
 
-from captioner import features, manifest, storage
+from captioner import chance, features, manifest, storage, views
 from captioner.config import JobConfig, Share
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -36,10 +36,11 @@ def check(config: JobConfig, identity: EncoderIdentity) -> None:
         url = storage.join(run.run, "features")
         if difference := identity.difference(features.read_identity(url)):
             raise InputError(f"train.mixed_with: {url}: features of another encoder: {difference}")
-        mirrored = "embedding" + features.MIRRORED in manifest.dataset(url).schema.names
-        if config.features.mirrored and not mirrored:
+        there = manifest.dataset(url).schema.names
+        if any("embedding" + view not in there for view in views.suffixes(config.features)):
             raise InputError(
-                f"train.mixed_with: {url}: no features of mirror images (features.mirrored)"
+                f"train.mixed_with: {url}: other views of its images than features.mirrored and "
+                "features.parts say"
             )
 
 
@@ -106,11 +107,5 @@ def is_drawn(
     serials: NDArray[np.int64], shares: list[float], seed: int, epoch: int
 ) -> NDArray[np.bool_]:
     """By a hash of serial, seed and epoch: the same in a run that goes on after a crash."""
-    limits = np.asarray(shares)[serials // _SERIALS]
-    # SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014).
-    shift = (seed * 1_000_003 + epoch) * 0x9E3779B97F4A7C15 % 2**64
-    bits = serials.astype(np.uint64) + np.uint64(shift)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    chance: NDArray[np.float64] = (bits ^ (bits >> np.uint64(31))) / 2.0**64
-    return chance < limits
+    limits: NDArray[np.float64] = np.asarray(shares)[serials // _SERIALS]
+    return chance.of_each(serials, seed, epoch) < limits

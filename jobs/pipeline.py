@@ -13,7 +13,7 @@ from captioner import features, manifest, storage
 from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
-from jobs import blocks, formats, lock
+from jobs import blocks, formats, lock, stopping
 
 # What each stage leaves in the run directory; its last file marks it as done.
 _OUTPUTS = {
@@ -77,9 +77,10 @@ def at_work(config: JobConfig) -> Iterator[None]:
     Raises:
         InputError: another command is at work there.
         StorageUnavailable: it is full, or does not answer.
+        Stopped: SIGTERM came.
     """
     try:
-        with lock.hold(config.at()):
+        with stopping.on_sigterm(config.at()), lock.hold(config.at()):
             yield
     except InputError:
         raise

@@ -48,6 +48,9 @@ def show(
     try:
         yield tally
         state = "done"
+    except KeyboardInterrupt:
+        state = "stopped"
+        raise
     finally:
         over.set()
         watcher.join()
@@ -77,7 +80,7 @@ class Progress:
         self._recent: list[tuple[float, int, float]] = []
 
     def write(self, count: Count, state: str = "running") -> None:
-        """``state``: running, done or failed."""
+        """``state``: running, done, stopped or failed."""
         now = time.monotonic()
         last = state != "running"
         lines = count.lines

@@ -51,7 +51,7 @@ def score(config: JobConfig) -> dict[str, Any]:
     java.require(config.score.also)
     if score_actors.of_clip(config.score.also):
         score_actors.check_features(config)
-    session.start(config.cluster)
+    session.begin(config)
     captions, target = config.at("captions"), config.at("scores")
     counts = _counts(table_rows.read(captions, COLUMNS, _ROWS_PER_BLOCK), scores.count_texts)
     images = scores.texts_of(counts, "image")[""]

@@ -60,7 +60,7 @@ def add(rows: Dataset, config: JobConfig, tally: Any) -> Dataset:
     if "spice" in also:
         rows = _alone(rows, AddSpice, _SPICE_BATCH, tally)
     if names := of_clip(also):
-        pool = session.encoders(config.cluster)
+        pool = session.encoders(config)
         arguments = (config.encoder, config.at("features"), names, pool, tally)
         rows = stream.in_pool(rows, AddClipScores, arguments, _CLIP_BATCH, pool)
     return rows

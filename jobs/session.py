@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
-from ray.data import DataContext
+from ray.autoscaler.sdk import request_resources
+from ray.data import ActorPoolStrategy, DataContext
 from ray.data.context import DEFAULT_RETRIED_IO_ERRORS
 
 from captioner import storage
-from captioner.config import Cluster
-from captioner.errors import CannotSchedule
+from captioner.config import Cluster, JobConfig
+from captioner.errors import CannotSchedule, InputError
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
@@ -28,12 +32,22 @@ class Workers:
     count: int
     cpus: int
     gpus: int
-    most: int | None = None  # where the pool may grow
+    most: int | None = None  # that the pool may grow to
+    unbounded: bool = False  # it may grow as long as the cluster does
 
     @property
     def range(self) -> int | tuple[int, int]:
-        """How many, or how few and how many."""
+        """For Ray Train: how many, or how few and how many."""
         return self.count if self.most is None else (self.count, max(self.count, self.most))
+
+    @property
+    def strategy(self) -> ActorPoolStrategy:
+        """For Ray Data."""
+        if self.unbounded:
+            return ActorPoolStrategy(min_size=self.count)
+        if self.most is not None:
+            return ActorPoolStrategy(min_size=self.count, max_size=max(self.count, self.most))
+        return ActorPoolStrategy(size=self.count)
 
     @property
     def device(self) -> str:
@@ -50,9 +64,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def begin(config: JobConfig, more: Mapping[str, str] | None = None) -> None:
+    """``start``, for a job that reads and writes the places of its configuration, and ``more``.
+
+    Raises:
+        InputError: one of them is a local path, and the cluster is of several machines.
+    """
+    start(config.cluster)
+    _require_shared(config, more)
+
+
 def start(cluster: Cluster) -> None:
     """Connect to the configured cluster, or start Ray on this machine. Twice is once."""
     if not ray.is_initialized():
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         if cluster.address:
             ray.init(address=cluster.address, logging_level=logging.ERROR)
         else:
@@ -67,6 +92,8 @@ def start(cluster: Cluster) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process at once
     context = DataContext.get_current()
     context.enable_progress_bars = False  # jobs.progress shows one line for the whole job
     context.print_on_execution_start = False
@@ -84,30 +111,33 @@ def object_store_bytes() -> int:
     return int(ray.cluster_resources().get("object_store_memory", 0))
 
 
-def encoders(cluster: Cluster) -> Workers:
+def encoders(config: JobConfig) -> Workers:
     """The pool that runs the image tower: one actor a GPU, or CPU actors that share each node.
 
     Raises:
         CannotSchedule: the cluster is too small for it, and stays so for a while.
     """
+    cluster = config.cluster
     gpus = int(ray.cluster_resources().get("GPU", 0))
+    count, most = cluster.encoders, cluster.encoders_max
     if cluster.device == "cuda" or (cluster.device == "auto" and gpus):
-        workers = Workers(cluster.encoders or max(1, gpus), 1, 1)
+        workers = Workers(count or max(1, gpus), 1, 1, most, unbounded=count is most is None)
     else:
         nodes = [cpus for cpus, _ in _nodes() if cpus] or [0]
-        count = cluster.encoders or len(nodes)
+        count = count or len(nodes)
         on_each = math.ceil(count / len(nodes))
-        workers = Workers(count, max(1, int(min(nodes) - _SPARE_CPUS) // on_each), 0)
-    require(workers, _SPARE_CPUS, cluster.patience)
+        workers = Workers(count, max(1, int(min(nodes) - _SPARE_CPUS) // on_each), 0, most)
+    require(workers, _SPARE_CPUS, config)
     return workers
 
 
-def trainers(cluster: Cluster) -> Workers:
+def trainers(config: JobConfig) -> Workers:
     """The training workers, one GPU each where there are enough.
 
     Raises:
         CannotSchedule: the cluster is too small for them, and stays so for a while.
     """
+    cluster = config.cluster
     count = cluster.train_workers
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if cluster.device == "cuda" or (cluster.device == "auto" and gpus >= count):
@@ -115,19 +145,25 @@ def trainers(cluster: Cluster) -> Workers:
     else:
         cpus = max(1, cores() // count)
         workers = Workers(count, cpus, 0, cluster.train_workers_max)
-    require(workers, 2, cluster.patience)
+    require(workers, 2, config)
     return workers
 
 
-def require(workers: Workers, spare: int, patience: float) -> None:
-    """Wait a little for the cluster to have room for these workers and ``spare`` more CPUs.
+def require(workers: Workers, spare: int, config: JobConfig) -> None:
+    """Wait a little for the cluster to have room for these workers and ``spare`` more CPUs. Where
+    it grows by itself, it is asked to.
 
     Raises:
-        CannotSchedule: it is still too small after ``patience`` seconds.
+        CannotSchedule: it is still too small after ``cluster.patience`` seconds.
+        InputError: it has grown to several machines, which a local path would not reach.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + config.cluster.patience
+    if not _fits(workers, spare):
+        each = {"CPU": workers.cpus, "GPU": workers.gpus}
+        request_resources(bundles=[each] * workers.count + [{"CPU": 1}] * spare)
     while not _fits(workers, spare):
         if time.monotonic() > end:
+            request_resources(bundles=[])
             nodes = ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in _nodes())
             raise CannotSchedule(
                 f"the job needs {workers.count} workers with {workers.cpus} CPUs and "
@@ -136,6 +172,26 @@ def require(workers: Workers, spare: int, patience: float) -> None:
                 "cluster.encoders or cluster.train_workers; cluster.patience waits longer"
             )
         time.sleep(1.0)
+    request_resources(bundles=[])  # from here on the workers themselves hold their nodes
+    _require_shared(config)
+
+
+def _require_shared(config: JobConfig, more: Mapping[str, str] | None = None) -> None:
+    """
+    Raises:
+        InputError: a place is a local path, and the cluster is of several machines.
+    """
+    machines = sorted({node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]})
+    if len(machines) < 2 or config.cluster.shared_paths:
+        return
+    for key, url in {**config.places, **(more or {})}.items():
+        if storage.is_local(storage.filesystem(url)[0]):
+            raise InputError(
+                f"{key}: {url} is a local path, and the cluster is of {len(machines)} machines "
+                f"({', '.join(machines[:3])}{', ...' if len(machines) > 3 else ''}): each would "
+                "look for it on its own disk. Use an object store, or, where every machine sees "
+                "the same files there, as on NFS, set cluster.shared_paths=true"
+            )
 
 
 def _nodes() -> list[tuple[float, float]]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import DataContext, Dataset
 from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
 from ray.data._internal.savemode import SaveMode
 from ray.data.checkpoint import CheckpointConfig
@@ -228,8 +228,11 @@ def _drop_outdated(target: str, current: Any) -> None:
     ).materialize()
 
 
-def decoded(images: Dataset, target: Preprocessing, config: JobConfig, tally: Any) -> Dataset:
-    """Read and decode images in CPU tasks. Adds ``width height error`` and ``pixels``.
+def decoded(
+    images: Dataset, target: Preprocessing, config: JobConfig, tally: Any, parts: int = 0
+) -> Dataset:
+    """Read and decode images in CPU tasks. Adds ``width height error`` and ``pixels``, and of so
+    many random parts of training images ``pixels_part_1`` and so on.
 
     ``pixels`` is a fixed-size binary of ``height * width * 3`` bytes, null where ``error`` is
     set: uint8 is a quarter of what normalised floats would send between processes.
@@ -241,6 +244,7 @@ def decoded(images: Dataset, target: Preprocessing, config: JobConfig, tally: An
             "limits": config.image,
             "image_column": config.source.image_column,
             "at_once": config.cluster.rows_per_block,
+            "parts": parts,
             "tally": tally,
         },
         batch_size=None,
@@ -256,7 +260,7 @@ def in_pool(
     return rows.map_batches(
         actor,
         fn_constructor_args=arguments,
-        compute=ActorPoolStrategy(size=pool.count),
+        compute=pool.strategy,
         batch_size=batch_size,
         batch_format="pyarrow",
         num_cpus=pool.cpus,

@@ -12,7 +12,7 @@ import ray.train
 import ray.train.torch
 from ray.data import Dataset
 
-from captioner import features, manifest, model, storage
+from captioner import features, manifest, model, storage, views
 from captioner.config import JobConfig
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
@@ -35,8 +35,8 @@ def train(config: JobConfig) -> dict[str, Any]:
         raise InputError("decoder.attention: these features have no patch tokens")
     mixture.check(config, identity)
     language_model, vocabulary = require(config)
-    session.start(config.cluster)
-    workers = session.trainers(config.cluster)
+    session.begin(config)
+    workers = session.trainers(config)
     vocabulary = vocabulary or build_vocabulary(config)
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
@@ -60,6 +60,8 @@ def train(config: JobConfig) -> dict[str, Any]:
                 num_workers=workers.range,
                 use_gpu=bool(workers.gpus),
                 resources_per_worker={"CPU": workers.cpus, "GPU": workers.gpus},
+                # GPUs of one node talk fast; CPU workers of one node share its cores.
+                placement_strategy="PACK" if workers.gpus else "SPREAD",
             ),
             # The same name at the same place: Ray Train goes on from the last checkpoint.
             run_config=ray.train.RunConfig(
@@ -143,18 +145,20 @@ def _datasets(
 ) -> dict[str, Dataset]:
     """The usable feature rows of both splits; every epoch streams them from the shards anew."""
     datasets = {split: feature_rows(config, identity, split) for split in ("train", "val")}
-    views = 2 if config.features.mirrored else 1
-    size = identity.bytes_per_image * views + _CAPTION_BYTES
+    others = views.suffixes(config.features)
+    size = identity.bytes_per_image * (1 + len(others)) + _CAPTION_BYTES
     if images * size < session.object_store_bytes() / 2:
         # Small enough to stay in memory: no epoch has to read and decompress the shards again.
         datasets = {split: rows.materialize() for split, rows in datasets.items()}
+    each: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     shares = [run.share for run in mixture.runs(config)]
     if min(shares) < 1.0:
         datasets["train"] = datasets["train"].map_batches(
-            mixture.drawn,
-            fn_args=(shares, config.train.seed, tally),
-            batch_size=None,
-            batch_format="pyarrow",
+            mixture.drawn, fn_args=(shares, config.train.seed, tally), **each
+        )
+    if others:
+        datasets["train"] = datasets["train"].map_batches(
+            blocks.one_view, fn_args=(others, config.train.seed, tally), **each
         )
     return datasets
 
@@ -163,8 +167,9 @@ def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Da
     """The rows of a split that can be learned from, their captions cut into words."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in batches.COLUMNS if name not in needless]
-    if config.features.mirrored and split == "train":
-        columns += [n + features.MIRRORED for n in ("embedding", "tokens") if n in columns]
+    if split == "train":
+        seen = [name for name in ("embedding", "tokens") if name in columns]
+        columns += [name + view for view in views.suffixes(config.features) for name in seen]
     if split == "train" and config.train.mixed_with:
         rows = mixture.shards(config, columns)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def workers(cluster: str, name: str) -> list[psutil.Process]:
     for raylet in psutil.process_iter(["name", "cmdline"]):
         if raylet.info["name"] == "raylet" and f"--gcs-address={cluster}" in raylet.info["cmdline"]:
             for worker in raylet.children():
-                if name in " ".join(worker.cmdline()):
-                    found.append(worker)
+                with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile
+                    if name in " ".join(worker.cmdline()):
+                        found.append(worker)
     return found

@@ -52,13 +52,12 @@ def collate(
         )
         for captions in references
     ]
-    mirror = torch.rand(len(rows)) < 0.5  # of each image, for all its captions
     return Batch(
         # A copy: an epoch remembers them all, and a view would keep the rows' block in memory.
         serials=rows["serial"].to_numpy().copy(),
         references=references,
-        embedding=_floats(rows, "embedding", mirror, device),
-        tokens=_floats(rows, "tokens", mirror, device) if "tokens" in rows.column_names else None,
+        embedding=_floats(rows["embedding"], device),
+        tokens=_floats(rows["tokens"], device) if "tokens" in rows.column_names else None,
         words=padded(encoded).to(device),
     )
 
@@ -78,14 +77,9 @@ def _cut(ids: list[int], max_words: int) -> list[int]:
     return ids if len(ids) <= max_words + 2 else [*ids[: max_words + 1], EOS]
 
 
-def _floats(rows: pa.Table, name: str, mirror: Tensor, device: torch.device) -> Tensor:
-    """A feature column; where there is one of the mirror images too, those of ``mirror``."""
+def _floats(column: pa.ChunkedArray, device: torch.device) -> Tensor:
     # A copy: Arrow's memory is read-only, and a tensor that shares it must not be.
-    values = torch.tensor(features.to_numpy(rows[name]))
-    if (other := name + features.MIRRORED) in rows.column_names:
-        mirrored = rows[other].filter(pa.array(mirror.numpy()))
-        values[mirror] = torch.tensor(features.to_numpy(mirrored))
-    return values.to(device).float()
+    return torch.tensor(features.to_numpy(column)).to(device).float()
 
 
 def batches(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from click.testing import Result
 
 from captioner import manifest
 from jobs.stream import rows_written
-from tests.processes import Command, wait_until, workers
+from tests.processes import Command, wait_until
+from tests.shards import assert_each_once
 
 Cli = Callable[..., Result]
 
@@ -71,27 +68,19 @@ def test_training_killed_with_sigkill_goes_on_in_the_middle_of_an_epoch(
     assert after[-1]["train_loss"] < after[0]["train_loss"]
 
 
-def test_two_workers_learn_as_one_does_even_if_one_of_them_is_lost(
-    captioner: Cli, finished_run: Path, cluster: str
+def test_sigterm_ends_extraction_within_25_seconds_and_the_next_run_goes_on(
+    captioner: Cli, slow_config: list[str], tmp_path: Path
 ) -> None:
-    def epochs() -> list[dict[str, Any]]:
-        lines = (finished_run / "model" / "history.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    alone = epochs()  # one worker has trained this run
-    for later in ("model", "checkpoints", "captions"):
-        shutil.rmtree(finished_run / later)
-    config = [str(finished_run), "--set", "train.epochs=8", "--set", "train.patience=8"]
-    config += ["--set", "cluster.train_workers=2", "--set", f"cluster.address={cluster}"]
-    noted = finished_run / "checkpoints" / "train" / "checkpoint_manager_snapshot.json"
-    with Command("train", *config) as command:
-        wait_until(lambda: noted.exists() and "checkpoint_" in noted.read_text(), command)
-        workers(cluster, "RayTrainWorker")[0].send_signal(signal.SIGKILL)
-        output = command.finish()
-    assert "goes on in epoch" in output
-    together = epochs()
-    assert [entry["epoch"] for entry in together] == list(range(1, 9))
-    for one, two in zip(alone, together):
-        assert two["captions"] == pytest.approx(one["captions"], rel=0.05)
-        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=0.1)
-    assert json.loads((finished_run / "model" / "_summary.json").read_text())["workers"] == 2
+    captioner("index", *slow_config)
+    features = str(tmp_path / "run" / "features")
+    with Command("extract", *slow_config) as command:
+        wait_until(lambda: rows_written(f"{features}.checkpoints") >= 64, command)
+        command.process.terminate()
+        assert command.process.wait(25) == 75, command.output
+        assert "stopped by SIGTERM" in command.output
+        assert "Traceback" not in command.output
+    assert not (tmp_path / "run" / "_lock.json").exists()
+    assert json.loads((tmp_path / "run" / "progress.json").read_text())["state"] == "stopped"
+    output = captioner("extract", *slow_config).output
+    assert " kept" in output
+    assert_each_once(features, 400)

@@ -90,14 +90,15 @@ def test_feature_shards_are_bounded_and_readable_by_arrow_alone(
     assert len(encoder["weights_sha256"]) == 64
 
 
-def test_training_images_are_encoded_mirrored_too(
+def test_training_images_are_encoded_mirrored_and_in_part_too(
     captioner: Cli, small_config: Path, tmp_path: Path
 ) -> None:
     captioner("index", small_config)
-    captioner("extract", small_config, "--set", "features.mirrored=true")
+    views = ("--set", "features.mirrored=true", "--set", "features.parts=2")
+    captioner("extract", small_config, *views)
     rows = manifest.read(str(tmp_path / "run" / "features"))
     training = rows["split"].to_pylist()
-    for name in ("embedding_mirrored", "tokens_mirrored"):
+    for name in ("embedding_mirrored", "tokens_mirrored", "embedding_part_2", "tokens_part_1"):
         assert rows[name].is_valid().to_pylist() == [split == "train" for split in training]
     row = next(row for row in range(len(rows)) if training[row] == "train")
     options = load(str(small_config)).encoder
@@ -110,7 +111,7 @@ def test_training_images_are_encoded_mirrored_too(
     plain = features.to_numpy(rows["embedding"].slice(row, 1))
     # A random tower sees little difference, but some.
     assert np.abs(found - embedding.numpy()).max() < np.abs(found - plain).max() / 4
-    captioner("train", small_config, "--set", "features.mirrored=true", "--set", "train.epochs=1")
+    captioner("train", small_config, *views, "--set", "train.epochs=1")
 
 
 def test_a_finished_run_goes_on_with_self_critical_training(

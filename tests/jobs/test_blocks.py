@@ -93,7 +93,7 @@ def block(tmp_path: Path) -> pa.Table:
 @pytest.mark.parametrize("at_once", [1, 3, 100])
 def test_every_row_of_a_block_gets_pixels_or_a_reason(block: pa.Table, at_once: int) -> None:
     limits = config.Image(max_bytes=1000)
-    tables = list(blocks.decode_block(block, TARGET, limits, None, at_once, None))
+    tables = list(blocks.decode_block(block, TARGET, limits, None, at_once, 0, None))
     assert [len(table) for table in tables[:-1]] == [at_once] * (len(tables) - 1)
     rows = pa.concat_tables(tables)
     rows.validate(full=True)
@@ -117,6 +117,19 @@ def test_every_row_of_a_block_gets_pixels_or_a_reason(block: pa.Table, at_once: 
             assert (array == [{0: 10, 5: 30}[place], 0, 0]).all()
     assert rows["width"].to_pylist() == [6, None, None, None, None, 6, None]
     assert rows["height"].to_pylist() == [4, None, None, None, None, 4, None]
+
+
+def test_parts_are_of_training_images_alone_and_always_the_same(block: pa.Table) -> None:
+    place, splits = block.column_names.index("split"), ["train", *["val"] * (len(block) - 1)]
+    block = block.set_column(place, block.schema.field("split"), pa.array(splits))
+    block = block.slice(0, 2).append_column("x", pa.nulls(2)).drop_columns(["x"])
+    first, again = (
+        pa.concat_tables(blocks.decode_block(block, TARGET, config.Image(), None, 9, 2, None))
+        for _ in range(2)
+    )
+    for name in ("pixels_part_1", "pixels_part_2"):
+        assert first[name].is_valid().to_pylist() == [True, False]
+        assert first[name].equals(again[name])
 
 
 def test_what_can_be_learned_from_has_pixels_and_captions() -> None:

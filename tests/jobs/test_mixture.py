@@ -109,7 +109,7 @@ def test_a_run_of_another_encoder_is_refused_by_name(
     with pytest.raises(InputError, match=r"train\.mixed_with: .*b0.*another encoder"):
         mixture.check(config, other)
     mirrored = config.features.model_copy(update={"mirrored": True})
-    with pytest.raises(InputError, match="mirror images"):
+    with pytest.raises(InputError, match=r"other views .*features\.mirrored"):
         mixture.check(config.model_copy(update={"features": mirrored}), identity)
     nothing = Share(run=str(tmp_path / "nothing"))
     empty = config.train.model_copy(update={"mixed_with": [nothing]})

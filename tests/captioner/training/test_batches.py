@@ -53,23 +53,6 @@ def test_features_become_float32_tensors_in_the_order_of_the_rows() -> None:
     np.testing.assert_array_equal(batch.tokens.numpy(), features.to_numpy(rows["tokens"]))
 
 
-def test_an_image_is_seen_as_it_is_or_mirrored_by_chance() -> None:
-    rows = feature_rows([["A dog."]] * 64)
-    for name in ("embedding", "tokens"):
-        values = features.to_numpy(rows[name])
-        mirrored = features.column(-values, np.ones(64, bool), rows.schema.field(name).type)
-        rows = rows.append_column(f"{name}_mirrored", mirrored)
-    torch.manual_seed(0)
-    batch = collate(rows, VOCABULARY, options(), CPU)
-    assert batch.tokens is not None
-    as_it_is = batch.embedding[:, 0].numpy() == features.to_numpy(rows["embedding"])[:, 0]
-    assert 16 < as_it_is.sum() < 48
-    sign = torch.from_numpy(np.where(as_it_is, 1.0, -1.0)).float()
-    embedding, tokens = (torch.tensor(features.to_numpy(rows[n])) for n in ("embedding", "tokens"))
-    torch.testing.assert_close(batch.embedding, embedding.float() * sign[:, None])
-    torch.testing.assert_close(batch.tokens, tokens.float() * sign[:, None, None])
-
-
 def test_features_without_tokens_make_a_batch_without_them() -> None:
     rows = feature_rows(tokens=False)
     assert collate(rows, VOCABULARY, options(), CPU).tokens is None

@@ -1,0 +1,165 @@
+"""Several Ray nodes: work is on all of them, and one that is lost or joins costs nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from captioner import scenes
+from jobs.stream import rows_written
+from tests.processes import Command, wait_until, workers
+from tests.shards import assert_each_once
+
+Cli = Callable[..., Result]
+MEMORY = {"object_store_memory": 300 * 1024 * 1024}
+
+
+class Nodes:
+    """A cluster of its own: a head, and nodes that come and go."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, **MEMORY})
+        self.address: str = self._cluster.address
+        self._others: list[Any] = []
+
+    def add(self) -> None:
+        self._others.append(self._cluster.add_node(num_cpus=5, **MEMORY))
+        self._cluster.wait_for_nodes()
+
+    def lose(self) -> None:
+        self._cluster.remove_node(self._others.pop(), allow_graceful=False)
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+    def workers(self, name: str) -> int:
+        """How many workers are called so, on all nodes."""
+        return len(workers(self.address, name))
+
+    def has_work(self) -> bool:
+        """Whether a task or an actor of a data set has been on the last node."""
+        (raylet,) = self._others[-1].all_processes["raylet"]
+        return raylet.process.pid in {w.ppid() for w in workers(self.address, "MapBatches")}
+
+
+@pytest.fixture(scope="module")
+def cluster_of_nodes() -> Iterator[Nodes]:
+    nodes = Nodes()
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture
+def two_nodes(cluster_of_nodes: Nodes) -> Nodes:
+    cluster_of_nodes.add()
+    return cluster_of_nodes
+
+
+def test_extraction_outlives_a_node_and_uses_one_that_joins(
+    captioner: Cli, slow_config: list[str], two_nodes: Nodes, tmp_path: Path
+) -> None:
+    captioner("index", *slow_config)
+    features = str(tmp_path / "run" / "features")
+    slow = [*slow_config, f"--set=cluster.address={two_nodes.address}"]
+    with Command("extract", *slow, "--set=cluster.encoders_max=2") as command:
+        wait_until(lambda: rows_written(f"{features}.checkpoints") >= 64, command)
+        assert two_nodes.workers("EncodeImages") == 2
+        two_nodes.lose()
+        two_nodes.add()
+        wait_until(two_nodes.has_work, command)
+        output = command.finish()
+    two_nodes.lose()
+    assert "extract: 400 rows" in output
+    assert_each_once(features, 400)
+
+
+def test_two_nodes_train_as_one_does_even_if_one_of_them_is_lost(
+    captioner: Cli, finished_run: Path, two_nodes: Nodes
+) -> None:
+    def epochs() -> list[dict[str, Any]]:
+        lines = (finished_run / "model" / "history.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    alone = epochs()  # one worker has trained this run
+    for later in ("model", "checkpoints", "captions"):
+        shutil.rmtree(finished_run / later)
+    config = [str(finished_run), "--set", "train.epochs=8", "--set", "train.patience=8"]
+    config += ["--set", "cluster.train_workers=2", "--set", f"cluster.address={two_nodes.address}"]
+    noted = finished_run / "checkpoints" / "train" / "checkpoint_manager_snapshot.json"
+    with Command("train", *config) as command:
+        wait_until(lambda: noted.exists() and "checkpoint_" in noted.read_text(), command)
+        raylets = {worker.ppid() for worker in workers(two_nodes.address, "RayTrainWorker")}
+        assert len(raylets) == 2
+        two_nodes.lose()
+        output = command.finish()
+    assert "goes on in epoch" in output
+    together = epochs()
+    assert [entry["epoch"] for entry in together] == list(range(1, 9))
+    for one, two in zip(alone, together):
+        assert two["captions"] == pytest.approx(one["captions"], rel=0.05)
+        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=0.1)
+    assert json.loads((finished_run / "model" / "_summary.json").read_text())["workers"] == 2
+
+
+def test_captioning_outlives_a_node(finished_run: Path, two_nodes: Nodes, tmp_path: Path) -> None:
+    scenes.write(tmp_path / "many", 400, seed=2)
+    out = tmp_path / "out"
+    options = {
+        "cluster.address": two_nodes.address,
+        "cluster.rows_per_block": 16,
+        "caption.batch_size": 4,
+        "caption.rows_per_file": 32,
+        "search.beam_size": 200,  # slow enough to lose a node meanwhile
+    }
+    settings = [f"--set={key}={value}" for key, value in options.items()]
+    source = (str(tmp_path / "many" / "Images"), "--model", str(finished_run / "model"))
+    with Command("caption", *source, "--out", str(out), *settings) as command:
+        wait_until(lambda: rows_written(f"{out}/captions.checkpoints") >= 64, command)
+        assert two_nodes.workers("CaptionImages") == 2
+        two_nodes.lose()
+        output = command.finish()
+    assert "caption: 400 rows" in output
+    assert_each_once(str(out / "captions"), 400)
+
+
+@pytest.fixture
+def other_machine(cluster_of_nodes: Nodes) -> Iterator[str]:
+    """The name of a machine that has joined: a node in a UTS namespace, with a host name of its
+    own."""
+    name = "another-machine"
+    script = f"hostname {name} && exec {sys.executable} -m ray.scripts.scripts start --block"
+    script += f" --address={cluster_of_nodes.address} --num-cpus=1"
+    script += f" --object-store-memory={MEMORY['object_store_memory']}"
+    if subprocess.run(["unshare", "--uts", "hostname", name], capture_output=True).returncode:
+        pytest.skip("no right to make a UTS namespace here")
+    node = subprocess.Popen(
+        ["unshare", "--uts", "--fork", "--kill-child", "sh", "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    yield name
+    node.terminate()
+    node.wait()
+
+
+def test_a_local_path_is_refused_on_several_machines(
+    small_config: Path, cluster_of_nodes: Nodes, other_machine: str, tmp_path: Path
+) -> None:
+    address = f"--set=cluster.address={cluster_of_nodes.address}"
+    with Command("index", str(small_config), address) as command:
+        assert command.process.wait(60) == 2, command.output
+        assert f"run: {tmp_path / 'run'} is a local path" in command.output
+        assert other_machine in command.output
+        assert "cluster.shared_paths=true" in command.output
+    with Command("index", str(small_config), address, "--set=cluster.shared_paths=true") as command:
+        assert "index: 120 images" in command.finish()
