@@ -59,10 +59,9 @@ def to_webdataset(shard: str, out: str, number: int) -> Exported:
     """
     counts = _count(shard)
     if counts.images:
-        fs, path = storage.filesystem(storage.join(out, f"{number:06d}.tar"))
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        url = storage.join(out, f"{number:06d}.tar")
         # "w|" never seeks back: object stores cannot.
-        with fs.open(path, "wb") as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+        with storage.writer(url) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
             for rows in _with_features(shard):
                 for row, name, data in _files(rows):
                     member = tarfile.TarInfo(f"{number:06d}{row:06d}.{name}")

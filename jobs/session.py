@@ -78,15 +78,16 @@ def start(cluster: Cluster) -> None:
     """Connect to the configured cluster, or start Ray on this machine. Twice is once."""
     if not ray.is_initialized():
         on_sigterm = signal.getsignal(signal.SIGTERM)
+        # Ray's own processes write to this terminal what is of use to Ray's developers.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         if cluster.address:
             ray.init(address=cluster.address, logging_level=logging.ERROR)
         else:
             # Ray's checkpoint filters are actors of their own; with as many logical CPUs as
             # cores they would wait for ever for a CPU that the encoder holds.
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            # Ray's own processes write to this terminal what is of use to Ray's developers.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(
+                address="local",  # not what else runs on this machine
                 num_cpus=cores() + _SPARE_CPUS,
                 include_dashboard=False,
                 logging_level=logging.ERROR,

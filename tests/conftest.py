@@ -37,7 +37,11 @@ def cluster(s3: Door) -> Iterator[str]:
     import ray
 
     context = ray.init(
-        num_cpus=8, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
     )
     yield context.address_info["gcs_address"]
     ray.shutdown()
