@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ class Nodes:
 
     def lose(self) -> None:
         self._cluster.remove_node(self._others.pop(), allow_graceful=False)
+
+    def machines(self) -> set[str]:
+        table = self._cluster.global_state.node_table()
+        return {node["NodeManagerHostname"] for node in table if node["Alive"]}
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
@@ -147,6 +152,11 @@ def other_machine(cluster_of_nodes: Nodes) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
     )
+    end = time.monotonic() + 60
+    while name not in cluster_of_nodes.machines():
+        assert node.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.2)
     yield name
     node.terminate()
     node.wait()
