@@ -8,7 +8,7 @@ import click
 
 from captioner import __version__
 from captioner.errors import InputError
-from jobs.cli import bench, looking, stages
+from jobs.cli import bench, looking, stages, weights
 
 
 class Commands(click.Group):
@@ -53,6 +53,7 @@ for _command in (
     looking.compare,
     looking.view,
     looking.features,
+    weights.fetch_weights,
     bench.bench,
 ):
     main.add_command(_command)
