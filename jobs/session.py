@@ -50,6 +50,11 @@ class Workers:
         return ActorPoolStrategy(size=self.count)
 
     @property
+    def bundle(self) -> dict[str, int]:
+        """What one of them claims, as Ray says it."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+
+    @property
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
 
@@ -151,20 +156,27 @@ def trainers(config: JobConfig) -> Workers:
 
 
 def require(workers: Workers, spare: int, config: JobConfig) -> None:
-    """Wait a little for the cluster to have room for these workers and ``spare`` more CPUs. Where
-    it grows by itself, it is asked to.
+    """Wait a little for the cluster to have room for these workers and ``spare`` more CPUs. One
+    that grows by itself is asked to.
 
     Raises:
         CannotSchedule: it is still too small after ``cluster.patience`` seconds.
         InputError: it has grown to several machines, which a local path would not reach.
     """
-    end = time.monotonic() + config.cluster.patience
     if not _fits(workers, spare):
-        each = {"CPU": workers.cpus, "GPU": workers.gpus}
-        request_resources(bundles=[each] * workers.count + [{"CPU": 1}] * spare)
+        # Without being asked, a cluster with nothing to do stays as small as it is, for ever.
+        request_resources(bundles=[workers.bundle] * workers.count + [{"CPU": 1}] * spare)
+        try:
+            _wait_for(workers, spare, config.cluster.patience)
+        finally:
+            request_resources(bundles=[])  # the work itself asks now, and idle nodes may go
+    _require_shared(config)
+
+
+def _wait_for(workers: Workers, spare: int, patience: float) -> None:
+    end = time.monotonic() + patience
     while not _fits(workers, spare):
         if time.monotonic() > end:
-            request_resources(bundles=[])
             nodes = ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in _nodes())
             raise CannotSchedule(
                 f"the job needs {workers.count} workers with {workers.cpus} CPUs and "
@@ -173,8 +185,6 @@ def require(workers: Workers, spare: int, config: JobConfig) -> None:
                 "cluster.encoders or cluster.train_workers; cluster.patience waits longer"
             )
         time.sleep(1.0)
-    request_resources(bundles=[])  # from here on the workers themselves hold their nodes
-    _require_shared(config)
 
 
 def _require_shared(config: JobConfig, more: Mapping[str, str] | None = None) -> None:
