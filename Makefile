@@ -13,7 +13,7 @@ run: $(INSTALLED) ## Install, and run the demonstration: images in, captions and
 	$(BIN)/captioner demo
 
 test: check ## Install, check, and run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/captioner tests/jobs
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/captioner tests/jobs tests/cluster
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/end_to_end
 
 check: $(INSTALLED) ## Lint, format and types

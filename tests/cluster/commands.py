@@ -1,0 +1,50 @@
+"""Command lines in files and pages, held against the command line that there is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import click
+
+from captioner import config as configuration
+from jobs.cli import main
+
+# What the README has in capitals, and what shells put in, stand for something.
+_NAMES = re.compile(r"\$\{?\w+\}?|\bYOUR-[\w-]+")
+
+
+def in_text(text: str) -> Iterator[str]:
+    """Every line that calls captioner: of a script, an indented block or a fenced one, and of code
+    in running text; lines that end in a backslash with those that follow."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    for line in text.splitlines():
+        found = re.match(r"\s*(?:\$ |- )?(?:\S*/)?captioner (?=[a-z-])(.*)", line)
+        if found and re.match(r" {4}|\t|- |captioner|~|\$ ", line):
+            yield found.group(1)
+    yield from re.findall(r"`captioner ([^`]+)`", text)
+
+
+def check(line: str) -> list[str]:
+    """What is wrong with the arguments of a captioner command; none: it would be understood."""
+    words = shlex.split(_NAMES.sub("some", line), comments=True)
+    words = words[: words.index("...")] if "..." in words else words
+    for stop in ("&&", "|", ";", ">", "&"):
+        words = words[: words.index(stop)] if stop in words else words
+    command: click.Command = main
+    while isinstance(command, click.Group) and words:
+        name, *words = words
+        found = command.commands.get(name)
+        if found is None:
+            return [f"captioner {line}: there is no `{name}`"]
+        command = found
+    parser = command.make_parser(click.Context(command))
+    try:
+        values, _, _ = parser.parse_args(list(words))
+    except click.UsageError as error:
+        return [f"captioner {line}: {error.message}"]
+    overrides = values.get("overrides") or []
+    known = configuration._keys()
+    keys = [override.partition("=")[0] for override in overrides]
+    return [f"captioner {line}: {key} is no key" for key in keys if key not in known]

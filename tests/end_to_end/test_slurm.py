@@ -1,0 +1,130 @@
+"""The Slurm script with stand-ins for Slurm's own commands, and everything else real: two Ray nodes
+by `ray start`, and a command on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import REPOSITORY, write_config
+
+SCRIPT = REPOSITORY / "cluster" / "slurm" / "captioner.sbatch"
+# What the script's `srun` is: it notes its own options, and runs the command on this machine.
+SRUN = """#!/usr/bin/env bash
+echo "$@" >> "$NOTES"
+while [[ "$1" == --* ]]; do shift; done
+if [ "$1" = hostname ]; then echo 127.0.0.1; exit; fi
+exec "$@"
+"""
+SCONTROL = """#!/usr/bin/env bash
+[ "$*" = "show hostnames machines[1-2]" ] && printf 'machine1\\nmachine2\\n'
+"""
+
+
+class Allocation:
+    """What Slurm gives a batch script: an environment, and its commands."""
+
+    def __init__(self, directory: Path) -> None:
+        self.commands = directory / "bin"
+        self.commands.mkdir()
+        python = f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n'
+        captioner = f'#!/usr/bin/env bash\nexec {sys.executable} -m jobs.cli "$@"\n'
+        ray = f'#!/usr/bin/env bash\nexec {Path(sys.executable).parent / "ray"} "$@"\n'
+        for name, text in {
+            "srun": SRUN,
+            "scontrol": SCONTROL,
+            "python": python,
+            "captioner": captioner,
+            "ray": ray,
+        }.items():
+            (self.commands / name).write_text(text)
+            (self.commands / name).chmod(0o755)
+        self.notes = directory / "notes"
+        self.job = os.getpid()
+        self.environment = {
+            **os.environ,
+            "PATH": f"{self.commands}:{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+            "NOTES": str(self.notes),
+            "SLURM_JOB_ID": str(self.job),
+            "SLURM_JOB_NODELIST": "machines[1-2]",
+            "SLURM_CPUS_PER_TASK": "4",
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(SCRIPT), *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def ray(self) -> list[psutil.Process]:
+        """The processes of this allocation's Ray."""
+        port = 20000 + self.job % 10000
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            words = " ".join(process.info["cmdline"] or [])
+            if f"127.0.0.1:{port}" in words or f"--gcs_server_port={port}" in words:
+                found.append(process)
+        return found
+
+
+@pytest.fixture
+def allocation(tmp_path: Path) -> Iterator[Allocation]:
+    found = Allocation(tmp_path)
+    yield found
+    for process in found.ray():
+        process.kill()
+
+
+def test_a_command_on_two_nodes(allocation: Allocation, tmp_path: Path, scene_data: Path) -> None:
+    config = str(write_config(tmp_path, scene_data))
+    process = allocation.start("index", config)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "Ray: 2 nodes" in output
+    assert json.loads((tmp_path / "run" / "manifest" / "_summary.json").read_text())["rows"] == 120
+    notes = allocation.notes.read_text()
+    assert "--nodelist=machine1" in notes
+    assert "--nodelist=machine2" in notes
+    assert not allocation.ray(), "Ray is left behind"
+
+
+def test_status_and_sigterm(allocation: Allocation, tmp_path: Path) -> None:
+    """SIGTERM reaches the command, and the command's status is the script's."""
+    told = tmp_path / "told"
+    (allocation.commands / "captioner").write_text(
+        f"""#!/usr/bin/env bash
+trap 'echo "$@" > {told}; exit 75' TERM
+touch {tmp_path}/began
+while true; do sleep 0.1; done
+"""
+    )
+    process = allocation.start("run", "some.yaml")
+    end = time.monotonic() + 120
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None, process.stdout
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert told.read_text().startswith("run some.yaml --set cluster.address=127.0.0.1:")
+    assert not allocation.ray(), "Ray is left behind"
+
+
+def test_without_a_command() -> None:
+    found = subprocess.run([str(SCRIPT)], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "usage" in found.stderr
