@@ -16,13 +16,14 @@ _NAMES = re.compile(r"\$\{?\w+\}?|\bYOUR-[\w-]+")
 
 
 def in_text(text: str) -> Iterator[str]:
-    """Every line that calls captioner: of a script, an indented block or a fenced one, and of code
-    in running text; lines that end in a backslash with those that follow."""
+    """What stands after ``captioner`` in lines of shell: of a script, its comments, an indented
+    block; and in code of running text. Lines that end in a backslash go on."""
     text = re.sub(r"\\\n\s*", " ", text)
     for line in text.splitlines():
-        found = re.match(r"\s*(?:\$ |- )?(?:\S*/)?captioner (?=[a-z-])(.*)", line)
-        if found and re.match(r" {4}|\t|- |captioner|~|\$ ", line):
-            yield found.group(1)
+        is_shell = re.match(r" {4}|#   |\S+ \S*captioner |captioner ", line)
+        # Theirs is a namespace of that name.
+        if is_shell and not re.match(r"\s*(kubectl|helm|docker) ", line):
+            yield from re.findall(r"(?:^|[\s;/])captioner(?:\.sbatch)? +([a-z].*)", line)
     yield from re.findall(r"`captioner ([^`]+)`", text)
 
 
@@ -32,6 +33,14 @@ def check(line: str) -> list[str]:
     words = words[: words.index("...")] if "..." in words else words
     for stop in ("&&", "|", ";", ">", "&"):
         words = words[: words.index(stop)] if stop in words else words
+    if words[0] == "submit":  # passes on what follows its own options
+        first = next(
+            number for number, word in enumerate(words) if word in main.commands and number
+        )
+        wrong = check(shlex.join(words[first:]))
+        if "submit" not in main.commands or wrong:
+            return wrong
+        words = words[: first + 1]
     command: click.Command = main
     while isinstance(command, click.Group) and words:
         name, *words = words

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +79,10 @@ def growing_cluster(tmp_path: Path) -> Iterator[str]:
     options = f"--head --block --num-cpus=0 --num-gpus=0 --include-dashboard=false --port={port}"
     command = [str(Path(sys.executable).parent / "ray"), "start", *options.split()]
     command += [f"--node-ip-address={host}", f"--autoscaling-config={tmp_path}/autoscaler.json"]
+    # Not Ray's own: there it would be what `address="auto"` finds. Not tmp_path: paths of sockets
+    # have to be short.
+    temporary = tempfile.mkdtemp(prefix="ray-")
+    command += [f"--temp-dir={temporary}"]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
         yield address
@@ -86,6 +92,7 @@ def growing_cluster(tmp_path: Path) -> Iterator[str]:
         for process in psutil.process_iter(["cmdline"]):  # the nodes that it has started
             if address in " ".join(process.info["cmdline"] or []):
                 process.kill()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 SCRIPT = """

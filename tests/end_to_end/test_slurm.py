@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ class Allocation:
             "SLURM_JOB_ID": str(self.job),
             "SLURM_JOB_NODELIST": "machines[1-2]",
             "SLURM_CPUS_PER_TASK": "4",
+            "TMPDIR": "/tmp",  # paths of sockets have to be short
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -86,6 +88,7 @@ def allocation(tmp_path: Path) -> Iterator[Allocation]:
     yield found
     for process in found.ray():
         process.kill()
+    shutil.rmtree(f"/tmp/ray-{found.job}", ignore_errors=True)
 
 
 def test_a_command_on_two_nodes(allocation: Allocation, tmp_path: Path, scene_data: Path) -> None:
