@@ -124,6 +124,7 @@ def save_encoder(options: EncoderOptions, directory: str) -> Weights:
     # Clones: safetensors refuses tensors that share memory.
     tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     safetensors.torch.save_file(tensors, target / _WEIGHTS)
+    (target / _WEIGHTS).chmod(0o644)  # safetensors makes it its owner's alone; volumes are shared
     if "hf_tokenizer_name" in values["model_cfg"].get("text_cfg", {}):
         open_clip.get_tokenizer(options.model).save_pretrained(target)
     saved = options.model_copy(

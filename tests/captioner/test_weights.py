@@ -81,6 +81,7 @@ def test_saved_encoder_is_the_same(tower: Path, tmp_path: Path) -> None:
     assert theirs.difference(saved) is None
     assert saved.preprocessing.height == 64
     assert saved.preprocessing.resize_mode == "squash"
+    assert all(file.stat().st_mode & 0o044 for file in out.iterdir()), "others cannot read it"
 
 
 def test_saved_encoder_of_a_file_has_its_activation(tmp_path: Path) -> None:

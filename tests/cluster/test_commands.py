@@ -11,12 +11,7 @@ import yaml
 from tests.cluster import commands
 from tests.cluster.manifests import CLUSTER, OVERLAYS, of_kind, pods, ray_jobs
 
-PAGES = [
-    *CLUSTER.glob("*.md"),
-    *CLUSTER.glob("slurm/*"),
-    *CLUSTER.glob("ray-up/*"),
-    CLUSTER / "Dockerfile",
-]
+PAGES = [*CLUSTER.glob("*.md"), *CLUSTER.glob("slurm/*"), *CLUSTER.glob("ray-up/*")]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -27,7 +27,11 @@ if [ "$1" = hostname ]; then echo 127.0.0.1; exit; fi
 exec "$@"
 """
 SCONTROL = """#!/usr/bin/env bash
-[ "$*" = "show hostnames machines[1-2]" ] && printf 'machine1\\nmachine2\\n'
+case "$*" in
+  "show hostnames machines[1-2]") printf 'machine1\\nmachine2\\n' ;;
+  "show hostnames machine1") echo machine1 ;;
+  *) exit 1 ;;
+esac
 """
 
 
@@ -114,6 +118,7 @@ touch {tmp_path}/began
 while true; do sleep 0.1; done
 """
     )
+    allocation.environment["SLURM_JOB_NODELIST"] = "machine1"
     process = allocation.start("run", "some.yaml")
     end = time.monotonic() + 120
     while not (tmp_path / "began").exists():
