@@ -28,14 +28,19 @@ from captioner.encoder import Encoder
 from captioner.errors import InputError
 from captioner.images import decode
 from captioner.loop import encode_source
+from captioner.sizing import measured
 from jobs import extract as extraction
 from jobs import index, session
 
 _BLOCK = 64  # rows: a bench is short, and the first block's way is start-up
 
 
-def extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
+def extract(
+    images: str | None, count: int, overrides: tuple[str, ...], out: str | None = None
+) -> None:
     """Print the ceiling, the library in a plain loop, and the Ray job, on the same images.
+
+    ``out``: where to write the rates for `captioner plan --measured`.
 
     Raises:
         InputError: they are fewer than a batch, or not on this machine.
@@ -53,7 +58,20 @@ def extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
                 f"{total} images are fewer than one batch: give more, or "
                 f"--set encoder.batch_size={total}"
             )
-        _extract(config, encoder, total)
+        bare, decoding = _extract(config, encoder, total)
+        if out is not None:
+            measured.write(
+                out,
+                measured.Measured(
+                    encoder=encoder.identity.name,
+                    on_gpu=on_gpu(),
+                    cores=session.cores(),
+                    hardware=hardware(),
+                    date=str(date.today()),
+                    encoder_images_per_second=bare,
+                    decode_images_per_second=decoding,
+                ),
+            )
 
 
 @contextlib.contextmanager
@@ -76,7 +94,8 @@ def _prepared(images: str | None, count: int, overrides: tuple[str, ...]) -> Ite
         yield configuration.parse(values, "bench")
 
 
-def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
+def _extract(config: JobConfig, encoder: Encoder, total: int) -> tuple[float, float]:
+    """Images per second of the bare encoder, and decoded by one core."""
     size, cores = config.encoder.batch_size, session.cores()
     files = files_of(config, min(total, 8 * size))
     pixels = pixels_of(files, config, encoder)
@@ -123,6 +142,7 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> None:
     ]
     cosine = float(torch.nn.functional.cosine_similarity(*pair).mean())
     click.echo(f"{'  cosine similarity of the embeddings':44} {cosine:9.5f}")
+    return bare, decoding
 
 
 def files_of(config: JobConfig, count: int) -> list[bytes]:

@@ -20,7 +20,7 @@ class Peaks:
         self.store = 0.0  # bytes in use
         self.worker = 0.0  # bytes of the largest worker, without what it shares with the store
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watching", daemon=True)
         self._thread.start()
         return self
 

@@ -12,7 +12,6 @@ from datetime import date
 from typing import Any
 
 import click
-import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
@@ -20,10 +19,10 @@ from captioner import config as configuration
 from captioner import features, manifest
 from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
-from captioner.images import Decoded, Preprocessing
-from jobs import blocks, extract, session, stream, table_rows
+from captioner.images import Preprocessing
+from jobs import extract, session, stream, table_rows
 from jobs.bench_memory import Peaks
-from jobs.tally import Reporter
+from jobs.bench_stubs import EncodeNothing, make_pixels
 
 _PIXELS = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _EMBEDDING = 512
@@ -84,15 +83,23 @@ def make_manifest(url: str, size: int) -> None:
     writer.commit({"serial": size - 1})
 
 
-def extract_nothing(config: JobConfig) -> dict[str, Any]:
-    """The extraction job with its own wiring, and stand-ins for decoder and encoder."""
+def extract_nothing(
+    config: JobConfig,
+    pixels: Preprocessing = _PIXELS,
+    decode_rate: float | None = None,
+    encoder_rate: float | None = None,
+) -> dict[str, Any]:
+    """The extraction job with its own wiring, and stand-ins for decoder and encoder.
+
+    The rates are images per second of one decoding task and of one encoder; none: as they come.
+    """
     pool = session.encoders(config)
     identity = EncoderIdentity(
         model="none",
         pretrained="none",
         quick_gelu=False,
         weights_sha256="",
-        preprocessing=_PIXELS,
+        preprocessing=pixels,
         embedding_size=_EMBEDDING,
         patches=0,
         channels=0,
@@ -102,35 +109,15 @@ def extract_nothing(config: JobConfig) -> dict[str, Any]:
     batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
 
     def build(images: Dataset, tally: Any) -> Dataset:
-        pixels = images.map_batches(
+        made = images.map_batches(
             make_pixels,
+            fn_args=(pixels, decode_rate),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=config.cluster.decode_cpus,
         )
-        return stream.in_pool(pixels, EncodeNothing, (schema, tally), batch_size, pool)
+        arguments = (schema, tally, encoder_rate)
+        return stream.in_pool(made, EncodeNothing, arguments, batch_size, pool)
 
     rows, target = table_rows.Input(config.at("manifest"), extract.COLUMNS), config.at("features")
     return stream.run("scale", rows, target, schema, rows_per_file, batch_size, config, build)
-
-
-def make_pixels(rows: pa.Table) -> pa.Table:
-    """Every image is the same grey."""
-    grey = np.full((_PIXELS.height, _PIXELS.width, 3), 128, np.uint8)
-    return blocks.with_pixels(rows, [Decoded(grey, 224, 224, None)] * len(rows), _PIXELS)
-
-
-class EncodeNothing:
-    """Actor: takes pixels, and gives zeros."""
-
-    def __init__(self, schema: pa.Schema, tally: Any) -> None:
-        self._schema, self._reporter = schema, Reporter(tally)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        began = time.monotonic()
-        valid = np.ones(len(rows), bool)
-        zeros = np.zeros((len(rows), _EMBEDDING), np.float16)
-        embedding = features.column(zeros, valid, self._schema.field("embedding").type)
-        self._reporter.add(len(rows), {}, began)
-        arrays = {**{name: rows[name] for name in rows.column_names}, "embedding": embedding}
-        return pa.table({name: arrays[name] for name in self._schema.names}, schema=self._schema)

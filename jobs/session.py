@@ -79,7 +79,16 @@ def begin(config: JobConfig, more: Mapping[str, str] | None = None) -> None:
     _require_shared(config, more)
 
 
-def start(cluster: Cluster) -> None:
+@dataclass(frozen=True)
+class Pretended:
+    """What a machine that plays a cluster says that it has."""
+
+    cpus: int
+    gpus: int
+    memory: int  # bytes
+
+
+def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
     """Connect to the configured cluster, or start Ray on this machine. Twice is once."""
     if not ray.is_initialized():
         on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -93,7 +102,9 @@ def start(cluster: Cluster) -> None:
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             ray.init(
                 address="local",  # not what else runs on this machine
-                num_cpus=cores() + _SPARE_CPUS,
+                num_cpus=pretended.cpus if pretended else cores() + _SPARE_CPUS,
+                num_gpus=pretended.gpus if pretended else None,
+                _memory=pretended.memory if pretended else None,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,

@@ -8,7 +8,7 @@ import click
 
 from captioner import __version__
 from captioner.errors import InputError
-from jobs.cli import bench, looking, stages, weights
+from jobs.cli import bench, looking, sizing, stages, weights
 
 
 class Commands(click.Group):
@@ -55,5 +55,6 @@ for _command in (
     looking.features,
     weights.fetch_weights,
     bench.bench,
+    sizing.plan,
 ):
     main.add_command(_command)

@@ -24,7 +24,10 @@ def bench(context: click.Context) -> None:
 @click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
 @click.option("--count", default=1000, show_default=True, help="How many to draw.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
-def bench_extract(images: str | None, count: int, overrides: tuple[str, ...]) -> None:
+@click.option("--out", metavar="FILE", help="Write the rates for `captioner plan --measured`.")
+def bench_extract(
+    images: str | None, count: int, overrides: tuple[str, ...], out: str | None
+) -> None:
     """Encoder alone, the library's plain loop, and the Ray job.
 
     The encoder is ViT-B/32 with random weights, whose speed is that of trained ones.
@@ -35,7 +38,7 @@ def bench_extract(images: str | None, count: int, overrides: tuple[str, ...]) ->
     """
     from jobs import bench as job
 
-    job.extract(images, count, overrides)
+    job.extract(images, count, overrides, out)
 
 
 @bench.command("caption")
@@ -78,11 +81,69 @@ def bench_train(config: str, images: int, captions: int, overrides: tuple[str, .
     job.measure(config, images, captions, overrides)
 
 
+@bench.command("decode")
+@click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
+@click.option("--count", default=16, show_default=True, help="How many of them.")
+def bench_decode(images: str | None, count: int) -> None:
+    """What decoding costs a core, by the size of the picture.
+
+    \b
+    Example:
+      captioner bench decode --images Flickr8k/Images
+    """
+    from jobs import bench_decode as job
+
+    job.measure(images, count)
+
+
 @bench.command("scale")
 @click.option("--rows", multiple=True, default=[10_000, 100_000, 1_000_000], show_default=True)
 @click.option("--address", help="A Ray cluster; else this machine.")
-def bench_scale(rows: tuple[int, ...], address: str | None) -> None:
-    """How the extraction job grows with its manifest, without any encoder."""
-    from jobs import bench_scale as job
+@click.option("--encoders", type=click.IntRange(1), help="Play a cluster of so many GPUs here.")
+@click.option(
+    "--encoder-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=1000.0,
+    show_default=True,
+    help="Images per second of one of --encoders.",
+)
+@click.option(
+    "--decode-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=1000.0,
+    show_default=True,
+    help="Images per second of one decoding task beside --encoders.",
+)
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="With --encoders.")
+def bench_scale(
+    rows: tuple[int, ...],
+    address: str | None,
+    encoders: int | None,
+    encoder_rate: float,
+    decode_rate: float,
+    overrides: tuple[str, ...],
+) -> None:
+    """How the extraction job grows: with its manifest, or with the number of encoders.
 
-    job.scale(rows, address)
+    Without --encoders, an encoder of no cost. With them, this machine plays a cluster: encoders
+    and decoding tasks sleep as long as real ones would work, and what the driver spends on
+    them is measured.
+
+    \b
+    Examples:
+      captioner bench scale
+      captioner bench scale --encoders 64 --encoder-rate 250 --decode-rate 500 --rows 500000
+    """
+    if encoders is None:
+        if overrides:
+            raise click.UsageError("--set goes with --encoders")
+        from jobs import bench_scale as job
+
+        job.scale(rows, address)
+        return
+    if address is not None:
+        raise click.UsageError("--encoders plays a cluster on this machine, without --address")
+    from jobs import bench_simulation as simulation
+
+    wanted = simulation.Simulation(encoders, encoder_rate, decode_rate)
+    simulation.simulate(rows, wanted, overrides)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from click.testing import Result
 
+from captioner.sizing.measured import read
+from jobs.bench import on_gpu
 from tests.conftest import TINY_VIT
 
 Cli = Callable[..., Result]
@@ -18,12 +20,18 @@ def figures(output: str, unit: str) -> list[float]:
     return [float(value.replace(",", "")) for value in re.findall(rf"([\d.,]+) {unit}", output)]
 
 
-def test_extraction_is_measured_against_the_bare_encoder(captioner: Cli) -> None:
-    output = captioner("bench", "extract", "--count", "24", *TINY).output
+def test_extraction_is_measured_against_the_bare_encoder(captioner: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "measured.json"
+    output = captioner("bench", "extract", "--count", "24", "--out", out, *TINY).output
     for line in ("(a) encoder alone", "(b) plain loop", "(c) Ray job", "12 megapixels"):
         assert line in output
     assert all(value > 0 for value in figures(output, "images/s"))
     assert float(output.split()[-1]) > 0.9  # the cosine similarity of scaled decoding
+    encoder, decoding = read(str(out), "tiny-vit", "h200" if on_gpu() else "cpu")
+    assert encoder > 0
+    assert figures(output[output.index("decoding, one core") :], "images/s")[0] == round(
+        decoding, 1
+    )
 
 
 def test_too_few_pictures_to_measure_with_are_refused(captioner: Cli) -> None:
@@ -38,6 +46,33 @@ def test_too_few_pictures_to_measure_with_are_refused(captioner: Cli) -> None:
 def test_the_job_is_measured_without_an_encoder(captioner: Cli) -> None:
     output = captioner("bench", "scale", "--rows", "300").output
     assert output.split("\n")[-2].split()[0] == "300"
+
+
+def test_a_cluster_of_gpus_is_played(captioner: Cli) -> None:
+    simulation = ("--encoders", "2", "--encoder-rate", "400", "--decode-rate", "800")
+    small = ("--set=cluster.rows_per_block=32", "--set=encoder.batch_size=16")
+    output = captioner("bench", "scale", *simulation, *small, "--rows", "320").output
+    assert "2 encoders that sleep, 400 images/s each, 800 together; 1 decoding tasks" in output
+    reached = figures(output, "images/s, ")
+    assert 0 < reached[0] <= 900  # they sleep as long as was said
+    assert re.search(r"rows a block, a batch +32, 16\n", output)
+    driver, scheduling = figures(output, "ms a block")[:2]
+    assert 0 < scheduling <= driver
+
+
+def test_what_goes_with_played_clusters_is_refused_without(captioner: Cli) -> None:
+    assert "goes with --encoders" in captioner("bench", "scale", "--set=name=x", status=2).output
+    played = ("bench", "scale", "--encoders", "2", "--address", "auto")
+    assert "without --address" in captioner(*played, status=2).output
+
+
+def test_decoding_is_measured_by_size(captioner: Cli) -> None:
+    output = captioner("bench", "decode", "--count", "1").output
+    rows = [line.split() for line in output.splitlines()[3:]]
+    assert [row[0] for row in rows] == ["224", "500", "1152", "2304", "4000"]
+    assert all(float(value.replace(",", "")) > 0 for row in rows for value in row[3:])
+    nothing = captioner("bench", "decode", "--images", Path(__file__), status=2).output
+    assert "no files" in nothing
 
 
 def test_captions_are_measured_in_batches_and_in_the_job(
