@@ -21,15 +21,14 @@ from jobs.bench import draw, hardware
 SIZES = ((224, 224), (500, 375), (1152, 864), (2304, 1728), (4000, 3000))
 _TARGET = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _PHOTOGRAPH = Preprocessing(375, 500, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_TIMES = 5
 _ALL_PIXELS = 10**9
 
 
-def measure(images: str | None, count: int) -> None:
+def measure(images: str | None, count: int, rounds: int) -> None:
     """Print decoded images per second of one core, with and without ``image.scaled_decode``.
 
-    It is the time that the process has computed, in the best of some rounds, so that other work
-    on the machine counts little.
+    It is the time that the process has computed, in the best of the rounds, so that other work on
+    the machine counts little.
 
     Raises:
         InputError: there are no images.
@@ -46,7 +45,7 @@ def measure(images: str | None, count: int) -> None:
     click.echo(f"{'pixels':>12} {'megapixels':>11} {'bytes':>11} {'images/s':>9} {'scaled':>9}")
     for width, height in SIZES:
         files = [_at_size(picture, width, height) for picture in photographs]
-        rates = [len(files) / _best(files, scaled) for scaled in (False, True)]
+        rates = [len(files) / _best(files, scaled, rounds) for scaled in (False, True)]
         size = sum(map(len, files)) / len(files)
         click.echo(
             f"{f'{width} x {height}':>12} {width * height / 1e6:11.2f} {size:11,.0f} "
@@ -79,12 +78,12 @@ def _at_size(picture: Image.Image, width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def _best(files: Sequence[bytes], scaled: bool) -> float:
+def _best(files: Sequence[bytes], scaled: bool, rounds: int) -> float:
     """Seconds of one core for all of them, in the best round."""
-    rounds = []
-    for _ in range(_TIMES):
+    seconds = []
+    for _ in range(rounds):
         began = time.process_time()
         for data in files:
             decode(data, _TARGET, _ALL_PIXELS, scaled=scaled)
-        rounds.append(time.process_time() - began)
-    return min(rounds)
+        seconds.append(time.process_time() - began)
+    return min(seconds)

@@ -84,7 +84,8 @@ def bench_train(config: str, images: int, captions: int, overrides: tuple[str, .
 @bench.command("decode")
 @click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
 @click.option("--count", default=16, show_default=True, help="How many of them.")
-def bench_decode(images: str | None, count: int) -> None:
+@click.option("--rounds", default=5, show_default=True, help="Of which the best counts.")
+def bench_decode(images: str | None, count: int, rounds: int) -> None:
     """What decoding costs a core, by the size of the picture.
 
     \b
@@ -93,7 +94,7 @@ def bench_decode(images: str | None, count: int) -> None:
     """
     from jobs import bench_decode as job
 
-    job.measure(images, count)
+    job.measure(images, count, rounds)
 
 
 @bench.command("scale")

@@ -67,7 +67,7 @@ def test_what_goes_with_played_clusters_is_refused_without(captioner: Cli) -> No
 
 
 def test_decoding_is_measured_by_size(captioner: Cli) -> None:
-    output = captioner("bench", "decode", "--count", "1").output
+    output = captioner("bench", "decode", "--count", "1", "--rounds", "1").output
     rows = [line.split() for line in output.splitlines()[3:]]
     assert [row[0] for row in rows] == ["224", "500", "1152", "2304", "4000"]
     assert all(float(value.replace(",", "")) > 0 for row in rows for value in row[3:])
