@@ -27,6 +27,7 @@ from jobs.bench_scale import extract_nothing, make_manifest
 # 64 of them are more than Ray sends with a task's answer: they go through the object store.
 _PIXELS = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _SPARE_CPUS = 8  # for reading the manifest and writing
+_MORE = 1.5
 _MEMORY = 1024**3  # that each of them claims at most
 
 
@@ -41,8 +42,8 @@ class Simulation:
 
     @property
     def decoders(self) -> int:
-        """Tasks that decode as fast as all encoders encode."""
-        return math.ceil(self.encoders * self.encoder_rate / self.decode_rate)
+        """Tasks that decode faster than all encoders encode: these are what is looked at."""
+        return math.ceil(_MORE * self.encoders * self.encoder_rate / self.decode_rate)
 
     @property
     def cluster(self) -> session.Pretended:

@@ -35,14 +35,11 @@ def describe(found: Plan, price_per_hour: float | None = None, instance: str | N
         "",
         _line("encoder", f"{found.encoder_rate:,.0f} images/s a {device}", _encoder_source(job)),
         _line("decoding", f"{found.decode_rate:,.0f} images/s a core", _decode_source(job)),
-        _line("cores, all in all", f"{1e3 * found.core_seconds:.2f} ms an image", "measured"),
+        _line(
+            "a core's time", f"{1e3 * found.core_seconds:.2f} ms an image", "decode, move, write"
+        ),
         "",
-        _line(f"{device} hours", hours(found.device_hours), ""),
-        _line(f"hours on {job.devices:,} {device}s", hours(found.hours), "if fed by"),
-        _line("  so many cores a GPU", f"{found.cores_a_device:,.1f}", "")
-        if job.device != "cpu"
-        else "",
-        _line("core hours", hours(found.core_hours), ""),
+        *_hours(found, device),
         "",
         _line("read", f"{read}, {size(found.read_a_second)} a second", ""),
         _line("written", f"{written} in {found.files:,.0f} files", ""),
@@ -68,6 +65,16 @@ def describe(found: Plan, price_per_hour: float | None = None, instance: str | N
         )
     lines += ["", "Where the figures come from:", *sources(job)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _hours(found: Plan, device: str) -> Iterable[str]:
+    yield _line(f"{device} hours", hours(found.device_hours), "")
+    yield _line(f"hours on {found.job.devices:,} {device}s", hours(found.hours), "")
+    if found.job.device == "cpu":
+        yield _line("core hours to feed them", hours(found.core_hours), "among those above")
+    else:
+        yield _line("core hours to feed them", hours(found.core_hours), "")
+        yield _line("cores that each needs", f"{found.cores_a_device:,.1f}", "not to wait")
 
 
 def sources(job: Job) -> Iterable[str]:
@@ -139,7 +146,7 @@ def _named(found: Plan, name: str | None) -> OnInstance:
 
 
 def _line(what: str, value: str, remark: str) -> str:
-    return f"{what:22} {value:34} {remark}"
+    return f"{what:23} {value:32} {remark}"
 
 
 def decoding_table() -> str:

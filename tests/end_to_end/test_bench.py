@@ -52,7 +52,7 @@ def test_a_cluster_of_gpus_is_played(captioner: Cli) -> None:
     simulation = ("--encoders", "2", "--encoder-rate", "400", "--decode-rate", "800")
     small = ("--set=cluster.rows_per_block=32", "--set=encoder.batch_size=16")
     output = captioner("bench", "scale", *simulation, *small, "--rows", "320").output
-    assert "2 encoders that sleep, 400 images/s each, 800 together; 1 decoding tasks" in output
+    assert "2 encoders that sleep, 400 images/s each, 800 together; 2 decoding tasks" in output
     reached = figures(output, "images/s, ")
     assert 0 < reached[0] <= 900  # they sleep as long as was said
     assert re.search(r"rows a block, a batch +32, 16\n", output)
