@@ -153,8 +153,8 @@ BLOCKS = Figure(
     "blocks a second",
     False,
     "reckoned from its processor time, as if it had one core: `captioner bench scale --encoders 64 "
-    "--encoder-rate 25 --decode-rate 400 --rows 60000 --set cluster.rows_per_block=64`: 14.9 ms of the driver's process a block; "
-    f"{_HERE}",
+    "--encoder-rate 25 --decode-rate 400 --rows 60000 --set cluster.rows_per_block=64`: "
+    f"14.9 ms of the driver's process a block; {_HERE}",
 )
 BATCHES = Figure(
     "batches of encoders that one tally counts",
