@@ -23,6 +23,8 @@ from captioner.errors import CannotSchedule, InputError
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
 _SPARE_CPUS = 4
+# What a tower holds at least.
+_ENCODER_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Workers:
     gpus: int
     most: int | None = None  # that the pool may grow to
     unbounded: bool = False  # it may grow as long as the cluster does
+    memory: int = 0  # bytes
 
     @property
     def range(self) -> int | tuple[int, int]:
@@ -51,7 +54,7 @@ class Workers:
 
     @property
     def bundle(self) -> dict[str, int]:
-        """What one of them claims, as Ray says it."""
+        """What one of them claims that an autoscaler knows of its nodes before they are there."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
     @property
@@ -138,12 +141,20 @@ def encoders(config: JobConfig) -> Workers:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     count, most = cluster.encoders, cluster.encoders_max
     if cluster.device == "cuda" or (cluster.device == "auto" and gpus):
-        workers = Workers(count or max(1, gpus), 1, 1, most, unbounded=count is most is None)
+        workers = Workers(
+            count or max(1, gpus),
+            1,
+            1,
+            most,
+            unbounded=count is most is None,
+            memory=_ENCODER_BYTES,
+        )
     else:
-        nodes = [cpus for cpus, _ in _nodes() if cpus] or [0]
+        nodes = [node["CPU"] for node in _nodes() if node["CPU"]] or [0]
         count = count or len(nodes)
         on_each = math.ceil(count / len(nodes))
-        workers = Workers(count, max(1, int(min(nodes) - _SPARE_CPUS) // on_each), 0, most)
+        cpus = max(1, int(min(nodes) - _SPARE_CPUS) // on_each)
+        workers = Workers(count, cpus, 0, most, memory=_ENCODER_BYTES)
     require(workers, _SPARE_CPUS, config)
     return workers
 
@@ -188,11 +199,12 @@ def _wait_for(workers: Workers, spare: int, patience: float) -> None:
     end = time.monotonic() + patience
     while not _fits(workers, spare):
         if time.monotonic() > end:
-            nodes = ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in _nodes())
+            nodes = "; ".join(map(_amounts, _nodes()))
+            each = {**workers.bundle, "memory": workers.memory}
             raise CannotSchedule(
-                f"the job needs {workers.count} workers with {workers.cpus} CPUs and "
-                f"{workers.gpus} GPUs each, and {spare} CPUs beside them; the cluster's nodes "
-                f"have: {nodes}. It could never be scheduled. Add nodes, or set cluster.device, "
+                f"the job needs {workers.count} workers with {_amounts(each)} each, and {spare} "
+                f"CPUs beside them; the cluster's nodes have: {nodes}. It could never be "
+                "scheduled. Add nodes, or set cluster.device, "
                 "cluster.encoders or cluster.train_workers; cluster.patience waits longer"
             )
         time.sleep(1.0)
@@ -216,17 +228,26 @@ def _require_shared(config: JobConfig, more: Mapping[str, str] | None = None) ->
             )
 
 
-def _nodes() -> list[tuple[float, float]]:
-    """CPUs and GPUs of each node."""
+def _nodes() -> list[dict[str, float]]:
+    """CPU, GPU and memory (bytes) of each node."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(found.get("CPU", 0), found.get("GPU", 0)) for found in resources]
+    return [
+        {name: found.get(name, 0.0) for name in ("CPU", "GPU", "memory")} for found in resources
+    ]
+
+
+def _amounts(node: Mapping[str, float]) -> str:
+    memory = f" and {node['memory'] / 2**30:.1f} GiB" if node["memory"] else ""
+    return f"{node['CPU']:g} CPUs, {node.get('GPU', 0):g} GPUs{memory}"
 
 
 def _fits(workers: Workers, spare: int) -> bool:
     """Whether the nodes could hold them all, were they free."""
-    room = 0
-    for cpus, gpus in _nodes():
-        by_gpu = gpus // workers.gpus if workers.gpus else workers.count
-        room += int(min(cpus // workers.cpus, by_gpu))
-    total = sum(cpus for cpus, _ in _nodes())
+    nodes = _nodes()
+    claims = {**workers.bundle, "memory": workers.memory}
+    room = sum(
+        min(int(node[name] // amount) for name, amount in claims.items() if amount)
+        for node in nodes
+    )
+    total = sum(node["CPU"] for node in nodes)
     return room >= workers.count and total >= workers.count * workers.cpus + spare

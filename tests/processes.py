@@ -58,7 +58,9 @@ def workers(cluster: str, name: str) -> list[psutil.Process]:
     """The processes of the Ray cluster at this address that run what is called so."""
     found = []
     for raylet in psutil.process_iter(["name", "cmdline"]):
-        if raylet.info["name"] == "raylet" and f"--gcs-address={cluster}" in raylet.info["cmdline"]:
+        if raylet.info["name"] == "raylet" and f"--gcs-address={cluster}" in (
+            raylet.info["cmdline"] or []
+        ):
             for worker in raylet.children():
                 with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile
                     if name in " ".join(worker.cmdline()):

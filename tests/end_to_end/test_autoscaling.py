@@ -98,17 +98,22 @@ def growing_cluster(tmp_path: Path) -> Iterator[str]:
 SCRIPT = """
 import sys
 import ray
-from captioner.config import Cluster
+from captioner import config as configuration
 from captioner.errors import CannotSchedule
 from jobs import session
 
-cluster = Cluster(address=sys.argv[1], device="cuda", encoders=1, patience=120)
-session.start(cluster)
+def config(**cluster):
+    cluster = {"address": sys.argv[1], "device": "cuda", **cluster}
+    values = {"name": "grow", "run": "/nowhere", "source": {"images": "/nowhere"}}
+    return configuration.parse({**values, "cluster": cluster}, "test")
+
+
+session.begin(config())
 assert not ray.cluster_resources().get("GPU")
-print(session.encoders(cluster))
+print(session.encoders(config(encoders=1, patience=120)).bundle)
 assert ray.cluster_resources()["GPU"] == 1
 try:
-    session.encoders(cluster.model_copy(update={"encoders": 2, "patience": 3.0}))
+    session.encoders(config(encoders=2, patience=3))
 except CannotSchedule as error:
     print(error)
 """
@@ -127,5 +132,5 @@ def test_from_nothing(growing_cluster: str) -> None:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_enable_autoscaler_v2": "1"}
     job = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert job.returncode == 0, job.stderr
-    assert "Workers(count=1, cpus=1, gpus=1, most=None)" in job.stdout
+    assert "{'CPU': 1, 'GPU': 1}" in job.stdout
     assert "the job needs 2 workers" in job.stdout

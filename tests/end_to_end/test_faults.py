@@ -84,5 +84,5 @@ def test_what_cannot_be_scheduled_is_said_with_numbers(captioner: Cli, small_con
             "extract", small_config, "--set", wish, "--set", "cluster.patience=1", status=4
         ).output
         assert time.monotonic() - began < 30
-        assert "the cluster's nodes have: 8 CPUs and 0 GPUs" in refused
-        assert "1 GPUs each" in refused if "cuda" in wish else "1000 workers" in refused
+        assert "the cluster's nodes have: 8 CPUs, 0 GPUs" in refused
+        assert "1 GPUs and 0.5 GiB each" in refused if "cuda" in wish else "1000 workers" in refused

@@ -39,7 +39,7 @@ def test_tasks_are_not_fused_into_the_actors_after_them(cluster: str, numbers: s
     rows = table_rows.read(numbers, ["serial"], 50).map_batches(
         mark_task, batch_size=None, batch_format="pyarrow", num_cpus=1
     )
-    found = stream.in_pool(rows, MarkActor, (), 64, Workers(1, 1, 0)).take_all()
+    found = stream.in_pool(rows, MarkActor, (), 64, Workers(1, 1, 0, memory=1 << 20)).take_all()
     assert len(found) == 1000
     assert not {row["task"] for row in found} & {row["actor"] for row in found}
 
@@ -57,7 +57,7 @@ def test_batches_are_of_the_encoders_size_whatever_the_blocks(
     cluster: str, numbers: str, wished: int
 ) -> None:
     rows = table_rows.read(numbers, ["serial"], table_rows.fitting(wished, 64))
-    found = stream.in_pool(rows, MarkBatch, (), 64, Workers(1, 1, 0)).take_all()
+    found = stream.in_pool(rows, MarkBatch, (), 64, Workers(1, 1, 0, memory=1 << 20)).take_all()
     assert sorted(row["serial"] for row in found) == [*range(1000)]
     assert sorted(row["batch"] for row in found) == [40] * 40 + [64] * 960
 
