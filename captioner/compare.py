@@ -252,8 +252,9 @@ def _examples(comparison: Comparison) -> tuple[list[Example], list[Example]]:
 
 def _example(comparison: Comparison, number: int) -> Example:
     run = comparison.first
-    row = run.captions.slice(number, 1).to_pylist()[0]
-    decoded = page.read_image(row["uri"], page.THUMBNAIL, run.config.image.max_pixels)
+    rows = run.captions.slice(number, 1)
+    row, uri = rows.to_pylist()[0], page.readable_uris(run.config, rows)[0]
+    decoded = page.read_image(uri, page.THUMBNAIL, run.config.image.max_pixels)
     return Example(
         image_id=row["image_id"],
         captions=tuple(

@@ -22,14 +22,26 @@ from pydantic import (
     model_validator,
 )
 
-from captioner import storage
+from captioner import redaction, storage
 from captioner.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
-# A path or fsspec URL. Made absolute at once: Ray's workers have working directories of their own.
-Url = Annotated[str, AfterValidator(storage.resolve)]
+
+
+def _place(url: str) -> str:
+    """Made absolute at once: Ray's workers have working directories of their own."""
+    if redaction.has_password(url):
+        raise ValueError(
+            "a password in a URL would be stored with every result. Leave it out: credentials come "
+            "from the environment, or from fsspec's own configuration (~/.config/fsspec)"
+        )
+    return storage.resolve(url)
+
+
+# A path or fsspec URL.
+Url = Annotated[str, AfterValidator(_place)]
 
 # Not photographs for certain. Everything else is opened, and its bytes decide.
 _NOT_IMAGES = "txt json jsonl csv tsv parquet md html xml yaml yml py npy cls tar zip gz"

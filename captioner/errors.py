@@ -1,11 +1,19 @@
 """The exceptions that a user is meant to read. The command line prints them without a traceback
 and exits with their status."""
 
+from captioner import redaction
+
 
 class InputError(Exception):
-    """Bad input: the message names the file or field, what is wrong, and the way out."""
+    """Bad input: the message names the file or field, what is wrong, and the way out.
+
+    Ray writes exceptions of tasks into its own logs, so a message has no secret from the beginning.
+    """
 
     status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redaction.clean(message))
 
 
 class ErrorRateExceeded(InputError):

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from captioner import config as configuration
-from captioner import decoders, precision, storage
+from captioner import decoders, precision, redaction, storage
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -152,6 +152,8 @@ def write_description(
     """All of a model directory but its weights and history."""
     if language_model is not None:
         storage.write_json(storage.join(url, LANGUAGE_MODEL), language_model.to_dict())
-    storage.write_text(storage.join(url, "config.yaml"), configuration.dump(config))
+    # A model directory is handed on, and nobody reads from it where its images were.
+    described = redaction.clean(configuration.dump(config))
+    storage.write_text(storage.join(url, "config.yaml"), described)
     storage.write_text(storage.join(url, "vocabulary.json"), vocabulary.to_json())
     storage.write_json(storage.join(url, "encoder.json"), encoder.to_dict())

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from captioner import manifest, storage
+from captioner import manifest, redaction, storage
 from captioner.config import JobConfig
 from captioner.images import Decoded, Preprocessing, decode
 
@@ -62,11 +62,24 @@ def rows_of(url: str, image_ids: Iterable[str], columns: Sequence[str]) -> pa.Ta
     return pa.concat_tables(parts) if parts else dataset.schema.empty_table()
 
 
+def readable_uris(config: JobConfig, rows: pa.Table) -> list[str]:
+    """``uri`` of each row, with its signature where the manifest knows one: results have none."""
+    uris: list[str] = rows["uri"].to_pylist()
+    ids = rows["image_id"].to_pylist()
+    web = {name for name, uri in zip(ids, uris) if uri.startswith(("http://", "https://"))}
+    if not web or not storage.exists(config.at("manifest")):
+        return uris
+    found = rows_of(config.at("manifest"), web, ["image_id", "uri"])
+    known = dict(zip(found["image_id"].to_pylist(), found["uri"].to_pylist()))
+    return [known.get(name, uri) for name, uri in zip(ids, uris)]
+
+
 def read_image(uri: str, size: Preprocessing, max_pixels: int) -> Decoded:
     try:
         data = storage.read_bytes(uri)
     except Exception as error:  # each fsspec file system raises its own
-        return Decoded(None, None, None, f"{type(error).__name__}: {error}"[:200])
+        reason = redaction.clean(f"{type(error).__name__}: {error}")[:200]
+        return Decoded(None, None, None, reason)
     return decode(data, size, max_pixels)
 
 

@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioner import storage
+from captioner import redaction, storage
 from captioner.errors import InputError, StorageUnavailable
 from captioner.sources import columns
 
@@ -145,7 +145,7 @@ def _ask(fs: fsspec.AbstractFileSystem, uri: str, read: Callable[[], T]) -> T | 
                 raise StorageUnavailable(
                     f"{uri}: no answer for {patience:.0f} s: {_unreadable(error).reason}. "
                     "The same command goes on later"
-                ) from error
+                ) from None  # whose text may have the signature of a URL
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
 
@@ -227,7 +227,7 @@ def _too_large(size: int, max_bytes: int) -> Unreadable:
 
 
 def _unreadable(error: Exception) -> Unreadable:
-    return Unreadable(f"{type(error).__name__}: {error}"[:200])
+    return Unreadable(redaction.clean(f"{type(error).__name__}: {error}")[:200])
 
 
 def _is_web(fs: fsspec.AbstractFileSystem) -> bool:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import captioner
-from captioner import features, looks, manifest, page, report_table, scores, storage
+from captioner import features, looks, manifest, page, redaction, report_table, scores, storage
 from captioner.config import JobConfig, Source, flatten
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -140,14 +140,15 @@ def _select(config: JobConfig) -> dict[str, list[str]]:
 
 def _cards(config: JobConfig, image_ids: Iterable[str]) -> dict[str, Card]:
     columns = ["image_id", "uri", "caption", "references", "bleu_4"]
+    rows = page.rows_of(config.at("captions"), image_ids, columns)
     return {
-        row["image_id"]: _card(config, row)
-        for row in page.rows_of(config.at("captions"), image_ids, columns).to_pylist()
+        row["image_id"]: _card(config, row, uri)
+        for row, uri in zip(rows.to_pylist(), page.readable_uris(config, rows))
     }
 
 
-def _card(config: JobConfig, row: dict[str, Any]) -> Card:
-    decoded = page.read_image(row["uri"], page.THUMBNAIL, config.image.max_pixels)
+def _card(config: JobConfig, row: dict[str, Any], uri: str) -> Card:
+    decoded = page.read_image(uri, page.THUMBNAIL, config.image.max_pixels)
     return Card(
         image_id=row["image_id"],
         caption=row["caption"],
@@ -180,7 +181,7 @@ def _attention(
         [caption_of[image_id] for image_id in image_ids],
     )
     drawn = {}
-    for image_id, uri, (words, weights) in zip(image_ids, rows["uri"].to_pylist(), found):
+    for image_id, uri, (words, weights) in zip(image_ids, page.readable_uris(config, rows), found):
         seen = page.read_image(uri, size, config.image.max_pixels).pixels
         picture = Image.new("RGB", (1, 1), "grey") if seen is None else Image.fromarray(seen)
         drawn[image_id] = [
@@ -212,6 +213,7 @@ def _settings(config: JobConfig) -> dict[str, list[tuple[str, str, bool]]]:
     for key, value in flatten(config).items():
         section, _, name = key.rpartition(".")
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = redaction.clean(text)
         sections.setdefault(section, []).append((name, text, value != defaults[key]))
     return sections
 

@@ -16,7 +16,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from PIL import Image
@@ -30,7 +29,7 @@ from captioner.images import decode
 from captioner.loop import encode_source
 from captioner.sizing import measured
 from jobs import extract as extraction
-from jobs import index, session
+from jobs import index, logs, session
 
 _BLOCK = 64  # rows: a bench is short, and the first block's way is start-up
 
@@ -80,7 +79,7 @@ def _prepared(images: str | None, count: int, overrides: tuple[str, ...]) -> Ite
         if images is None:
             images = f"{folder}/images"
             draw(Path(images), count)
-            click.echo(f"pictures: {count} of noise, 500 x 375 JPEG, made for this measurement")
+            logs.say(f"pictures: {count} of noise, 500 x 375 JPEG, made for this measurement")
         values: dict[str, Any] = {
             "name": "bench",
             "run": f"{folder}/run",
@@ -124,11 +123,11 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> tuple[float, fl
     for threads, rate in plain.items():
         row(f"(b) plain loop, {threads} decoding threads", rate, "images/s", rate / bare)
     row("(c) Ray job in steady state, with writing", job, "images/s", job / bare)
-    click.echo(f"{'    its start-up':44} {result['seconds'] - total / job:9.1f} s\n")
+    logs.say(f"{'    its start-up':44} {result['seconds'] - total / job:9.1f} s\n")
 
     decoding = len(files) / seconds(lambda: pixels_of(files, config, encoder))
     row("decoding, one core", decoding, "images/s")
-    click.echo(f"{'cores that decode for one such encoder':44} {bare / decoding:9.2f}")
+    logs.say(f"{'cores that decode for one such encoder':44} {bare / decoding:9.2f}")
     large = [_enlarged(data) for data in files[:size]]
     once, scaled = (
         len(large) / seconds(lambda s=scaled: pixels_of(large, config, encoder, s))  # type: ignore[misc]
@@ -141,7 +140,7 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> tuple[float, fl
         for scaled in (False, True)
     ]
     cosine = float(torch.nn.functional.cosine_similarity(*pair).mean())
-    click.echo(f"{'  cosine similarity of the embeddings':44} {cosine:9.5f}")
+    logs.say(f"{'  cosine similarity of the embeddings':44} {cosine:9.5f}")
     return bare, decoding
 
 
@@ -182,7 +181,7 @@ def on_gpu() -> bool:
 
 
 def _header(encoder: Encoder) -> None:
-    click.echo(f"{date.today()}, {hardware()}; encoder: {encoder.identity.describe()}\n")
+    logs.say(f"{date.today()}, {hardware()}; encoder: {encoder.identity.describe()}\n")
 
 
 def hardware() -> str:
@@ -197,4 +196,4 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def row(what: str, value: float, unit: str, ratio: float | None = None) -> None:
-    click.echo(f"{what:44} {value:9,.1f} {unit}" + (f"  x {ratio:.2f}" if ratio else ""))
+    logs.say(f"{what:44} {value:9,.1f} {unit}" + (f"  x {ratio:.2f}" if ratio else ""))

@@ -8,7 +8,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from ray.data import DataContext
 
@@ -20,7 +19,7 @@ from captioner.model import CaptionModel
 from captioner.search import NEVER
 from captioner.vocabulary import EOS, SOS, SPECIAL, Vocabulary
 from jobs import caption as caption_job
-from jobs import index, session
+from jobs import index, logs, session
 from jobs.bench import draw, files_of, hardware, on_gpu, pixels_of, row, seconds
 from jobs.directory import job_config
 
@@ -48,7 +47,7 @@ def measure(
         captioner, encoder = CaptionModel.load(url, device), Encoder(config.encoder, device)
         trained = "" if model_url else ", UNTRAINED decoder"
         pictures = "pictures of noise" if images.startswith(folder) else "pictures"
-        click.echo(
+        logs.say(
             f"{date.today()}, {hardware()}; {pictures}; encoder: {encoder.identity.describe()}; "
             f"{captioner.config.decoder.type} of {captioner.config.decoder.hidden_size}{trained}\n"
         )
@@ -123,7 +122,7 @@ def _search(captioner: CaptionModel, embedding: Any, tokens: Any, options: Searc
         row(f"beam 5, batches of {size}", rate, "captions/s", rate / naive)
     few = min(total, 4 * _ALONE)
     same = sum(one == other for one, other in zip(plain(few), find(max(_SIZES), few, exact)))
-    click.echo(f"{'    the same captions as one at a time':44} {same:9,} of {few:,}")
+    logs.say(f"{'    the same captions as one at a time':44} {same:9,} of {few:,}")
     half = beam.model_copy(update={"precision": "auto"})
     rate = total / seconds(lambda: find(32, total, half))
     row("beam 5, batches of 32, search.precision=auto", rate, "captions/s", rate / naive)

@@ -11,7 +11,6 @@ import time
 from datetime import date
 from typing import Any
 
-import click
 import pyarrow as pa
 from ray.data import Dataset
 
@@ -20,7 +19,7 @@ from captioner import features, manifest
 from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
-from jobs import extract, session, stream, table_rows
+from jobs import extract, logs, session, stream, table_rows
 from jobs.bench_memory import Peaks
 from jobs.bench_stubs import EncodeNothing, make_pixels
 
@@ -32,13 +31,11 @@ def scale(sizes: tuple[int, ...], address: str | None) -> None:
     """Print rows/s, the driver's memory and the object store's peak for each size."""
     cluster = configuration.Cluster(address=address)
     session.start(cluster)
-    click.echo(
+    logs.say(
         f"{date.today()}, {session.cores()} cores; encoder of no cost, embedding {_EMBEDDING}, "
         f"pixels {_PIXELS.width} x {_PIXELS.height} made and not read\n"
     )
-    click.echo(
-        f"{'rows':>12} {'write it':>9} {'rows/s':>9} {'driver MB':>10} {'store peak MB':>14}"
-    )
+    logs.say(f"{'rows':>12} {'write it':>9} {'rows/s':>9} {'driver MB':>10} {'store peak MB':>14}")
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             _measure(size, cluster, folder)
@@ -61,7 +58,7 @@ def _measure(size: int, cluster: configuration.Cluster, folder: str) -> None:
         summary = extract_nothing(config)
     rate = summary["steady_images_per_second"]
     megabytes = f"{peaks.driver / 1e6:10,.0f} {peaks.store / 1e6:14,.0f}"
-    click.echo(f"{size:12,} {planned:9.1f} {rate:9,.0f} {megabytes}")
+    logs.say(f"{size:12,} {planned:9.1f} {rate:9,.0f} {megabytes}")
 
 
 def make_manifest(url: str, size: int) -> None:

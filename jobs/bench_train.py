@@ -6,7 +6,6 @@ import tempfile
 from datetime import date
 from typing import Any
 
-import click
 import numpy as np
 import pyarrow as pa
 import torch
@@ -20,7 +19,7 @@ from captioner.language_model import AnyVocabulary
 from captioner.training.batches import Batch, collate
 from captioner.training.learner import Learner, train_epoch
 from captioner.training.objective import cross_entropy
-from jobs import session, train
+from jobs import logs, session, train
 from jobs.bench import hardware, row, seconds
 from jobs.bench_memory import Peaks
 
@@ -39,7 +38,7 @@ def measure(source: str, images: int, captions: int, overrides: tuple[str, ...])
         config = _config(source, folder, images, overrides)
         identity = _make(config, images, captions)
         tokens = f" and {identity.patches} tokens of {identity.channels}"
-        click.echo(
+        logs.say(
             f"{date.today()}, {hardware()}; {images:,} images with {captions} made-up captions "
             f"each, features of noise, an embedding of {identity.embedding_size}"
             f"{tokens if identity.patches else ''}; {config.decoder.type} of "

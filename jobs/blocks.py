@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from captioner import storage
+from captioner import redaction, storage
 from captioner.config import Image, Source
 from captioner.errors import StorageUnavailable
 from captioner.features import with_references
@@ -41,7 +41,7 @@ def list_part(rows: pa.Table, source: Source, tally: Any) -> Iterator[pa.Table]:
                     tally.add.remote(table["skipped"].null_count, {})
                     yield table
             except OSError as error:  # to pass over it would mean that its images are gone
-                raise StorageUnavailable(f"{row['url']}: cannot be listed: {error}") from error
+                raise StorageUnavailable(f"{row['url']}: cannot be listed: {error}") from None
 
 
 def list_known(rows: pa.Table, shards: Any, tally: Any) -> Iterator[pa.Table]:
@@ -74,7 +74,7 @@ def decode_block(
                 _decode(deleted, data, target, limits, parts if split == "train" else 0, serial)
                 for deleted, split, serial, data in zip(*keys, found)
             ]
-            yield with_pixels(some, images, target, parts)
+            yield with_pixels(without_signatures(some), images, target, parts)
 
 
 def _decode(
@@ -91,6 +91,12 @@ def _decode(
         return Decoded(None, None, None, data.reason)
     seen = random_parts(serial, parts)
     return decode(data, target, limits.max_pixels, scaled=limits.scaled_decode, parts=seen)
+
+
+def without_signatures(rows: pa.Table) -> pa.Table:
+    """What is written of ``uri`` beside results; the manifest alone keeps what reads an image."""
+    uris = [redaction.unsigned(uri) for uri in rows["uri"].to_pylist()]
+    return rows.set_column(rows.schema.get_field_index("uri"), "uri", pa.array(uris, pa.string()))
 
 
 def with_pixels(

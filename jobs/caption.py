@@ -93,7 +93,7 @@ def _caption(
         return stream.in_pool(ready, actor, (*arguments, *common), batch_size, pool)
 
     target, size = config.at("captions"), config.caption.rows_per_file
-    summary = stream.run("caption", rows, target, schema, size, batch_size, config, build)
+    summary = stream.run("caption", rows, target, schema, size, batch_size, config, build, pool)
     return {**summary, "formats": formats.write(config, is_new=summary["new_rows"] > 0)}
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 import jobs
 from captioner import config as configuration
 from captioner import manifest, scenes, storage
 from captioner.config import JobConfig
-from jobs import pipeline
+from jobs import logs, pipeline
 
 CONFIGS = Path(jobs.__file__).parent.parent / "configs"
 BANNER = (
@@ -29,12 +27,12 @@ def demo(out: str, count: int, overrides: tuple[str, ...]) -> None:
         f"encoder.model=local-dir:{CONFIGS / 'tiny-vit'}",
     )
     config = configuration.load(str(CONFIGS / "demo.yaml"), (*own, *overrides))
-    click.echo(BANNER)
+    logs.say(BANNER)
     if not (data / "captions.txt").exists():
         scenes.write(data, count, seed=0)
     pipeline.run(config)
-    click.echo("\n" + examples(config, 5))
-    click.echo(f"\n{BANNER}\nreport: {config.at('report.html')}")
+    logs.say("\n" + examples(config, 5))
+    logs.say(f"\n{BANNER}\nreport: {config.at('report.html')}")
 
 
 def examples(config: JobConfig, count: int) -> str:

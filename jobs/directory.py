@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import yaml
 
-from captioner import backends, storage
+from captioner import backends, redaction, storage
 from captioner import config as configuration
 from captioner.config import JobConfig
 from captioner.errors import InputError
-from jobs import pipeline
+from jobs import logs, outputs, pipeline
 
 
 def caption(
@@ -37,14 +38,31 @@ def caption(
     score.require(config)
     with pipeline.at_work(config):
         pipeline.prepare(config, fused=True)
-        lines = [index.describe(index.index(config))]
+        again = _command(images, model, out, captions, overrides)
+        storage.write_json(config.at(outputs.COMMAND), {"command": redaction.clean(again)})
+        with logs.about(step="index"):
+            lines = [index.describe(index.index(config))]
         if retry_errors:
             lines.append(pipeline.renew_errors(config, "caption"))
-        lines.append(job.describe(job.caption_images(config, model)))
+        with logs.about(step="caption"):
+            lines.append(job.describe(job.caption_images(config, model)))
         if captions:
-            lines.append(score.describe(score.score(config)))
+            with logs.about(step="score"):
+                lines.append(score.describe(score.score(config)))
     lines.append(f"captions: {config.at('captions')}")
     return pipeline.with_warning(config, "\n".join(lines))
+
+
+def _command(
+    images: str, model: str, out: str, captions: str | None, overrides: tuple[str, ...]
+) -> str:
+    """What goes on with this directory: that it is the same call cannot be told from a
+    configuration alone."""
+    words = ["captioner", "caption", images, "--model", model, "--out", out]
+    words += ["--captions", captions] if captions else []
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join(words)
 
 
 def job_config(
@@ -69,7 +87,7 @@ def job_config(
             )
         values = yaml.safe_load(storage.read_text(url))
     values |= {
-        "name": f"captions of {images}",
+        "name": f"captions of {redaction.clean(images)}",
         "run": out,
         "source": {"images": images, "captions": captions},
         "split": {"train": 0.0, "val": 0.0, "test": 1.0},

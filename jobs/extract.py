@@ -57,7 +57,9 @@ def extract(config: JobConfig) -> dict[str, Any]:
         return stream.in_pool(pixels, EncodeImages, arguments, batch_size, pool)
 
     rows, target = table_rows.Input(config.at("manifest"), COLUMNS), config.at("features")
-    return stream.run("extract", rows, target, schema, rows_per_file, batch_size, config, build)
+    return stream.run(
+        "extract", rows, target, schema, rows_per_file, batch_size, config, build, pool
+    )
 
 
 def check_encoder(config: JobConfig, identity: EncoderIdentity) -> None:

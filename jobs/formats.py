@@ -13,14 +13,9 @@ import ray
 from captioner import caption_files, manifest, storage
 from captioner.config import JobConfig
 from captioner.reading import read_images
+from jobs.outputs import FORMATS
 
 _ROWS = 10_000
-OUTPUTS = {
-    "jsonl": "captions.jsonl",
-    "csv": "captions.csv",
-    "sidecar": "sidecar",
-    "webdataset": "webdataset",
-}
 _IMAGE_COLUMNS = ["serial", "uri", "offset", "row", "size", "deleted"]
 
 
@@ -29,7 +24,7 @@ def write(config: JobConfig, is_new: bool) -> list[str]:
     lines for people."""
     lines = []
     for name in config.caption.formats:
-        target = config.at(OUTPUTS[name])
+        target = config.at(FORMATS[name])
         if is_new or not storage.exists(target):
             lines.append(f"{name}: {_WRITERS[name](config, target):,} captions, {target}")
     return lines

@@ -181,3 +181,18 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     if any(holder.get(name) != value for name, value in _here().items()):
         return False
     return not _is_alive(holder)
+
+
+def look(run: str) -> tuple[dict[str, Any], bool | None] | None:
+    """Who holds a run directory, if anyone, and whether that process lives. None: it is one of
+    another machine, and only its beat tells."""
+    holder = _read(storage.join(run, NAME))
+    if holder is None:
+        return None
+    alive = _is_alive(holder)
+    return holder, alive if alive or _is_dead(holder) else None
+
+
+def is_silent(seconds: float) -> bool:
+    """Whether a holder on another machine whose last beat was so long ago is taken for dead."""
+    return seconds > _SILENCE_S

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
-import click
 import yaml
 
 from captioner import config as configuration
@@ -13,17 +12,8 @@ from captioner import features, manifest, storage
 from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
-from jobs import blocks, formats, lock, stopping
-
-# What each stage leaves in the run directory; its last file marks it as done.
-_OUTPUTS = {
-    "index": ["manifest", "manifest.next"],
-    "extract": ["features", "features.checkpoints"],
-    "train": ["model", "checkpoints", "tensorboard"],
-    "caption": ["captions", "captions.checkpoints", *formats.OUTPUTS.values()],
-    "score": ["metrics.json", "scores"],
-    "report": ["report.html"],
-}
+from jobs import blocks, lock, logs, stopping
+from jobs.outputs import OUTPUTS, is_done
 
 
 def run(config: JobConfig, redo: str | None = None, update: bool = False) -> None:
@@ -44,12 +34,12 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
             train.require(config)
         for stage in STAGES:
             if is_done(config, stage) and not (update and stage == "index"):
-                click.echo(f"{stage}: done before, skipped")
+                logs.say(f"{stage}: done before, skipped")
                 continue
             if stage == "caption":  # what was made of the captions before is out of date
                 for later in ("report", "score"):
                     discard(config, later)
-            click.echo(_run_stage(config, stage))
+            _run_stage(config, stage)
 
 
 def run_stage(
@@ -64,10 +54,10 @@ def run_stage(
         # Scores are made anew whenever they are asked for; other ones may be asked for.
         prepare(config, redo=stage if stage == "score" else None)
         if update:
-            click.echo(_run_stage(config, "index"))
+            _run_stage(config, "index")
         if retry_errors:
-            click.echo(renew_errors(config, stage))
-        click.echo(_run_stage(config, stage))
+            logs.say(renew_errors(config, stage))
+        _run_stage(config, stage)
 
 
 @contextlib.contextmanager
@@ -80,7 +70,11 @@ def at_work(config: JobConfig) -> Iterator[None]:
         Stopped: SIGTERM came.
     """
     try:
-        with stopping.on_sigterm(config.at()), lock.hold(config.at()):
+        with (
+            logs.about(run=config.at()),
+            stopping.on_sigterm(config.at()),
+            lock.hold(config.at()),
+        ):
             yield
     except InputError:
         raise
@@ -94,7 +88,7 @@ def at_work(config: JobConfig) -> Iterator[None]:
 
 def renew_errors(config: JobConfig, stage: str) -> str:
     """Have the images tried again that ``stage`` has failed with."""
-    target = config.at(_OUTPUTS[stage][0])
+    target = config.at(OUTPUTS[stage][0])
     if not is_done(config, "index") or not storage.exists(target):
         raise InputError(f"{config.at()}: {stage} has not been done here yet: nothing to retry")
     failed = features.failed(target, but=blocks.DELETED)
@@ -102,36 +96,20 @@ def renew_errors(config: JobConfig, stage: str) -> str:
     return f"{stage}: {count:,} failed rows are tried again"
 
 
-def _run_stage(config: JobConfig, stage: str) -> str:
+def _run_stage(config: JobConfig, stage: str) -> None:
     # What has been captioned without features of its own is scored and shown all the same.
     needed = ("caption",) if stage in ("score", "report") else STAGES[: STAGES.index(stage)]
     for before in needed:
         if not is_done(config, before):
             raise InputError(f"{config.at()}: {stage} needs {before}, which is not done here yet")
-    return with_warning(config, _stage_function(stage)(config))
+    with logs.about(step=stage):
+        logs.say(with_warning(config, _stage_function(stage)(config)))
 
 
 def with_warning(config: JobConfig, result: str) -> str:
     """The result, with a warning where nothing that follows from it can mean anything."""
     random = config.encoder.pretrained == "none"
     return f"{result}\n{RANDOM_WEIGHTS}" if random else result
-
-
-def is_done(config: JobConfig, stage: str) -> bool:
-    output = config.at(_OUTPUTS[stage][0])
-    if stage in ("score", "report"):
-        return storage.exists(output)
-    if storage.read_summary(output) is None:
-        return False
-    if stage in ("extract", "caption"):  # done with the manifest as it is now
-        return _version(config, stage) == _version(config, "index")
-    return True
-
-
-def _version(config: JobConfig, stage: str) -> tuple[str | None, int] | None:
-    """Which manifest, up to which serial, this stage has done."""
-    summary = storage.read_summary(config.at(_OUTPUTS[stage][0]))
-    return (summary.get("manifest"), summary["serial"]) if summary else None
 
 
 def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> None:
@@ -154,7 +132,7 @@ def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> 
             if configuration.stage_of(key) not in again and _has_begun(config, key, fused)
         }
         if differences and _only_a_second_stage(before, differences):
-            click.echo("train: goes on with the self-critical stage")
+            logs.say("train: goes on with the self-critical stage")
             for stage in ("report", "score", "caption"):
                 discard(config, stage)
             storage.remove(config.at("model", storage.SUMMARY))  # the rest of train goes on
@@ -189,7 +167,7 @@ def _only_a_second_stage(before: JobConfig, differences: Mapping[str, object]) -
 
 def discard(config: JobConfig, stage: str) -> None:
     """Delete what a stage has made: first what says that it is done, last what it was done to."""
-    outputs = [config.at(name) for name in _OUTPUTS[stage]]
+    outputs = [config.at(name) for name in OUTPUTS[stage]]
     storage.remove(storage.join(outputs[0], storage.SUMMARY))
     for output in reversed(outputs):
         storage.remove(output)
@@ -200,7 +178,7 @@ def _has_begun(config: JobConfig, key: str, fused: bool) -> bool:
     stage = configuration.stage_of(key)
     if fused and stage in ("extract", "train"):
         stage = "caption"
-    return storage.exists(config.at(_OUTPUTS[stage][0]))
+    return storage.exists(config.at(OUTPUTS[stage][0]))
 
 
 def _stage_function(stage: str) -> Callable[[JobConfig], str]:

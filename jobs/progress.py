@@ -14,7 +14,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from captioner import storage
+from captioner import redaction, storage
+from jobs import logs
 from jobs.tally import Count, ErrorLimits, Tally
 
 FILE = "progress.json"
@@ -69,7 +70,7 @@ class Progress:
     """What is known of a job, as a line and as a file."""
 
     def __init__(self, what: str, total: int | None, unit: str, url: str) -> None:
-        self.moves = sys.stderr.isatty()
+        self.moves = sys.stderr.isatty() and not logs.is_json()
         self._what, self._total, self._unit, self._url = what, total, unit, url
         self._began, self._began_at = time.monotonic(), datetime.now(UTC)
         self._patience = _PATIENCE_S
@@ -91,14 +92,15 @@ class Progress:
             ]
             self._patience *= 2
         for line in lines:
-            sys.stderr.write(f"\r\x1b[2K{line}\n" if self.moves else f"{line}\n")
+            logs.note(f"\r\x1b[2K{line}" if self.moves else line)
         self._note(now, count)
         if self.moves:
-            sys.stderr.write(f"\r\x1b[2K{self._text(now, count, last)}" + ("\n" if last else ""))
+            text = redaction.clean(self._text(now, count, last))
+            sys.stderr.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
+            sys.stderr.flush()
         elif last or now - self._printed >= _PLAIN_EVERY_S:
             self._printed = now
-            sys.stderr.write(self._text(now, count, last) + "\n")
-        sys.stderr.flush()
+            logs.note(self._text(now, count, last))
         if last or now - self._filed >= _FILE_EVERY_S:
             self._filed = now
             # A storage that is away stops the job itself, if it must; not its progress.
@@ -155,7 +157,7 @@ class Progress:
             "unit": self._unit,
             "done": count.done,
             "total": self._total,
-            "errors": count.errors,
+            "errors": {redaction.clean(reason): times for reason, times in count.errors.items()},
             "per_second": self._rate(now, count),
             "per_second_now": self._rate_now(now, count),
             "seconds_left": self._left(now, count),

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from captioner import captions as caption_files
 from captioner import config as configuration
-from captioner import manifest, results, storage
+from captioner import manifest, redaction, results, storage
 from captioner.captions import CaptionFile, Names
 from captioner.config import JobConfig
 from captioner.errors import InputError
@@ -58,7 +58,11 @@ def score_file(file: str, references: str, out: str, overrides: tuple[str, ...])
 
 
 def _config(file: str, out: str, overrides: tuple[str, ...]) -> JobConfig:
-    values: Row = {"name": f"captions of {file}", "run": out, "source": {"images": file}}
+    values: Row = {
+        "name": f"captions of {redaction.clean(file)}",
+        "run": out,
+        "source": {"images": file},
+    }
     for override in overrides:
         configuration.apply(values, override)
     return configuration.parse(values, "captioner score")

@@ -19,6 +19,7 @@ from ray.data.context import DEFAULT_RETRIED_IO_ERRORS
 from captioner import storage
 from captioner.config import Cluster, JobConfig
 from captioner.errors import CannotSchedule, InputError
+from jobs import logs
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
@@ -98,7 +99,12 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
         # Ray's own processes write to this terminal what is of use to Ray's developers.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         if cluster.address:
-            ray.init(address=cluster.address, logging_level=logging.ERROR)
+            ray.init(
+                address=cluster.address,
+                logging_level=logging.ERROR,
+                log_to_driver=not logs.is_json(),  # lines with a prefix that is none
+                **logs.ray_options(),
+            )
         else:
             # Ray's checkpoint filters are actors of their own; with as many logical CPUs as
             # cores they would wait for ever for a CPU that the encoder holds.
@@ -111,9 +117,11 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                **logs.ray_options(),
             )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process at once
+        logs.after_ray()
     context = DataContext.get_current()
     context.enable_progress_bars = False  # jobs.progress shows one line for the whole job
     context.print_on_execution_start = False

@@ -28,8 +28,9 @@ from captioner import features, manifest, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.images import Preprocessing
-from jobs import progress
+from jobs import cost, progress
 from jobs.blocks import decode_block, drop_outdated
+from jobs.outputs import rows_written
 from jobs.session import Workers
 from jobs.table_rows import Input, rows_per_block
 from jobs.tally import ErrorLimits
@@ -46,11 +47,13 @@ def run(
     batch_size: int,
     config: JobConfig,
     build: Callable[[Dataset, Any], Dataset],
+    pool: Workers,
 ) -> dict[str, Any]:
     """Bring ``target`` up to date with ``rows``, but for what an earlier run has written.
 
     ``build`` makes results of rows; it is given the ``Tally`` that its actors report
-    to; ``batch_size`` is that of its actors. Results whose row has changed since are replaced.
+    to; ``batch_size`` is that of its actors, and ``pool`` what they claim. Results whose row has
+    changed since are replaced.
     Returns the counts, which are checked.
 
     Raises:
@@ -104,6 +107,7 @@ def run(
         "seconds": round(seconds, 1),
         "images_per_second": round((pending - kept) / seconds, 1),
         "steady_images_per_second": steady,
+        "cost": cost.add(before, pool, seconds),
         **{name: of.get(name) for name in ("manifest", "serial")},
         "renewed": of.get("renewed", []),
     }
@@ -147,19 +151,6 @@ class Shards(ParquetDatasink):
     @property
     def min_rows_per_write(self) -> int:
         return self._enough
-
-
-def rows_written(checkpoints: str, after: int = -1) -> int:
-    """Rows with serials greater than ``after`` whose file is whole, by Ray's checkpoints. After a
-    crash the target itself may hold half a file as well, which Ray deletes as the next run
-    starts."""
-    files = storage.files(checkpoints, "")
-    whole = [f for f in files if f.endswith(".parquet") and not f.endswith(".pending.parquet")]
-    if not whole:
-        return 0
-    filesystem, _ = storage.arrow_filesystem(checkpoints)
-    written = pyarrow.dataset.dataset(whole, filesystem=filesystem, format="parquet")
-    return int(written.count_rows(filter=manifest.where(after=after)))
 
 
 def describe(what: str, summary: dict[str, Any]) -> str:

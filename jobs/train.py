@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +23,7 @@ from captioner.metrics import CiderD
 from captioner.training import batches
 from captioner.training.progress import Progress
 from captioner.vocabulary import END, Vocabulary
-from jobs import blocks, mixture, progress, session, table_rows
+from jobs import blocks, cost, mixture, progress, session, table_rows
 from jobs.train_worker import Task, work
 
 _CAPTION_BYTES = 1024  # of an image's captions, cut into words
@@ -43,6 +44,7 @@ def train(config: JobConfig) -> dict[str, Any]:
     counts = mixture.counts(config)
     images = {"train": mixture.drawn_of(counts, config), "val": _validation_images(config)}
     epochs = config.train.epochs + config.train.self_critical.epochs
+    started = time.monotonic()
     with progress.show("train", images["train"] * epochs, config.run) as tally:
         task = Task(
             config=config,
@@ -74,6 +76,7 @@ def train(config: JobConfig) -> dict[str, Any]:
             datasets=_datasets(config, identity, sum(counts) + images["val"], tally),
         )
         trainer.fit()
+    seconds = time.monotonic() - started
     history = Progress(read_history(config))
     summary = {
         "vocabulary": len(vocabulary),
@@ -81,6 +84,8 @@ def train(config: JobConfig) -> dict[str, Any]:
         "best_epoch": history.best_epoch(config.train),
         "epochs": history.epoch,
         "workers": workers.count,
+        "seconds": round(seconds, 1),
+        "cost": cost.add(None, workers, seconds),
     }
     storage.write_summary(config.at("model"), summary)
     return summary

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from captioner import storage
+from captioner import redaction, storage
 from captioner.config import Source
 from captioner.sources import columns
 from captioner.sources.listing import ROWS, Part, Rows, Version
@@ -35,7 +35,9 @@ def list_rows(part: Part, source: Source) -> Iterator[pa.Table]:
     except (pa.ArrowException, OSError) as error:
         if not columns.is_damage(error):  # of the storage: its images are still there
             raise
-        rows.skip(f"the rest of a damaged Parquet file: {part.prefix} ({error})"[:300])
+        rows.skip(
+            redaction.clean(f"the rest of a damaged Parquet file: {part.prefix} ({error})")[:300]
+        )
     yield from rows.rest()
 
 

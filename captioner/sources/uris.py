@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import fsspec
 import pyarrow as pa
 
-from captioner import storage
+from captioner import redaction, storage
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.sources import columns
@@ -20,7 +20,8 @@ _WEB = {"http", "https", "hf"}
 
 
 def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
-    """Every line or row is an image; its id is its key, else the URI itself.
+    """Every line or row is an image; its id is its key, else the URI itself, without a signature:
+    signed again, it is the same image.
 
     Size and version are not known before an image is read, so that a later run cannot tell
     whether it has changed.
@@ -44,12 +45,19 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
             uri = checked(uri, source.allow_http, f"{part.url}, {where}")
             if rows.wants(uri.partition("?")[0]):
                 place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
-                rows.add(key or uri, place, Version(None, None, None), captions=captions)
+                rows.add(
+                    key or redaction.unsigned(uri),
+                    place,
+                    Version(None, None, None),
+                    captions=captions,
+                )
                 yield from rows.full()
     except (pa.ArrowException, OSError) as error:
         if not columns.is_damage(error):
             raise
-        rows.skip(f"the rest of a damaged Parquet file: {part.prefix} ({error})"[:300])
+        rows.skip(
+            redaction.clean(f"the rest of a damaged Parquet file: {part.prefix} ({error})")[:300]
+        )
     yield from rows.rest()
 
 

@@ -8,7 +8,8 @@ import click
 
 from captioner import __version__
 from captioner.errors import InputError
-from jobs.cli import bench, looking, sizing, stages, weights
+from jobs import logs
+from jobs.cli import bench, looking, operations, sizing, stages, weights
 
 
 class Commands(click.Group):
@@ -18,8 +19,18 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            click.echo(f"Error: {error}", err=True)
+            logs.error(str(error))
             ctx.exit(error.status)
+        except click.ClickException as error:
+            if not logs.is_json():
+                raise
+            logs.error(error.format_message())
+            ctx.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            if not logs.is_json():
+                raise
+            logs.error("interrupted")
+            ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order that one uses them, which is that of their registration."""
@@ -28,7 +39,15 @@ class Commands(click.Group):
 
 @click.group(cls=Commands)
 @click.version_option(__version__)
-def main() -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["plain", "json"]),
+    default="plain",
+    envvar=logs.VARIABLE,
+    show_envvar=True,
+    help="json: everything that is said as one JSON object a line.",
+)
+def main(log_format: str) -> None:
     """Caption large image directories on a Ray cluster.
 
     \b
@@ -39,6 +58,7 @@ def main() -> None:
     A CONFIG is a YAML file, or a run directory that an earlier command has made. Any of its
     values can be set on the command line: --set train.learning_rate=1e-3
     """
+    logs.configure(log_format)
 
 
 for _command in (
@@ -50,6 +70,8 @@ for _command in (
     stages.caption,
     stages.score,
     stages.report,
+    operations.submit,
+    operations.status,
     looking.compare,
     looking.view,
     looking.features,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from jobs import logs
 from jobs.cli.options import load
 
 
@@ -21,8 +22,8 @@ def compare(first: str, second: str, out: str) -> None:
     from captioner import compare as comparing
 
     found = comparing.compare(load(first, ()), load(second, ()))
-    click.echo(comparing.describe(found))
-    click.echo(f"\npage: {comparing.write(found, out)}")
+    logs.say(comparing.describe(found))
+    logs.say(f"\npage: {comparing.write(found, out)}")
 
 
 @click.command()
@@ -48,7 +49,7 @@ def view(image: str, model: str, best: int, out: str, encoder: str | None) -> No
     wanted = {"n_best": best, "beam_size": max(best, known.beam_size)}
     captioner.search = known.model_copy(update=wanted)
     for line in viewing.view(image, captioner, out):
-        click.echo(line)
+        logs.say(line)
 
 
 @click.group()
@@ -67,7 +68,7 @@ def describe(directory: str) -> None:
     """
     from jobs import features as job
 
-    click.echo(job.describe(directory))
+    logs.say(job.describe(directory))
 
 
 @features.command()
@@ -91,4 +92,4 @@ def export(directory: str, layout: str, out: str, address: str | None) -> None:
     """
     from jobs import features as job
 
-    click.echo(job.export(directory, out, layout, address))
+    logs.say(job.export(directory, out, layout, address))

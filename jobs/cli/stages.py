@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from captioner.config import STAGES, JobConfig
+from jobs import logs
 from jobs.cli.options import error_rate_option, load, retry_option, update_option, with_config
 
 
@@ -146,7 +147,8 @@ def caption(
         raise click.UsageError("--model needs --out: where to write the captions")
     from jobs import directory
 
-    click.echo(directory.caption(source, model, out, captions, extra, retry_errors))
+    with logs.about(run=out):
+        logs.say(directory.caption(source, model, out, captions, extra, retry_errors))
 
 
 @click.command()
@@ -188,7 +190,7 @@ def score(
         raise click.UsageError("--references needs --out: where to write the scores")
     from jobs import score_file as job
 
-    click.echo(job.score_file(source, references, out, overrides))
+    logs.say(job.score_file(source, references, out, overrides))
 
 
 @click.command()

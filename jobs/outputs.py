@@ -1,0 +1,56 @@
+"""What each stage leaves in a run directory, and whether it is done. Without Ray: to look at a run
+must not take seconds."""
+
+from __future__ import annotations
+
+import pyarrow.dataset
+
+from captioner import manifest, storage
+from captioner.config import JobConfig
+
+FORMATS = {
+    "jsonl": "captions.jsonl",
+    "csv": "captions.csv",
+    "sidecar": "sidecar",
+    "webdataset": "webdataset",
+}
+COMMAND = "_command.json"  # where a directory was captioned with a given model: by which command
+# A stage's last file marks it as done.
+OUTPUTS = {
+    "index": ["manifest", "manifest.next"],
+    "extract": ["features", "features.checkpoints"],
+    "train": ["model", "checkpoints", "tensorboard"],
+    "caption": ["captions", "captions.checkpoints", *FORMATS.values()],
+    "score": ["metrics.json", "scores"],
+    "report": ["report.html"],
+}
+
+
+def is_done(config: JobConfig, stage: str) -> bool:
+    output = config.at(OUTPUTS[stage][0])
+    if stage in ("score", "report"):
+        return storage.exists(output)
+    if storage.read_summary(output) is None:
+        return False
+    if stage in ("extract", "caption"):  # done with the manifest as it is now
+        return version(config, stage) == version(config, "index")
+    return True
+
+
+def version(config: JobConfig, stage: str) -> tuple[str | None, int] | None:
+    """Which manifest, up to which serial, this stage has done."""
+    summary = storage.read_summary(config.at(OUTPUTS[stage][0]))
+    return (summary.get("manifest"), summary["serial"]) if summary else None
+
+
+def rows_written(checkpoints: str, after: int = -1) -> int:
+    """Rows with serials greater than ``after`` whose file is whole, by Ray's checkpoints. After a
+    crash the target itself may hold half a file as well, which Ray deletes as the next run
+    starts."""
+    files = storage.files(checkpoints, "")
+    whole = [f for f in files if f.endswith(".parquet") and not f.endswith(".pending.parquet")]
+    if not whole:
+        return 0
+    filesystem, _ = storage.arrow_filesystem(checkpoints)
+    written = pyarrow.dataset.dataset(whole, filesystem=filesystem, format="parquet")
+    return int(written.count_rows(filter=manifest.where(after=after)))
