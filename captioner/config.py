@@ -473,6 +473,15 @@ def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
     Raises:
         InputError: the file is missing or not YAML, a key is unknown, or a value does not fit.
     """
+    return parse(read(url, overrides), url)
+
+
+def read(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML configuration, as they stand there, with overrides.
+
+    Raises:
+        InputError: the file is missing or not YAML.
+    """
     if not storage.exists(url):
         raise InputError(f"{url}: no such configuration file")
     try:
@@ -483,7 +492,7 @@ def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
         raise InputError(f"{url}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
         apply(values, override)
-    return parse(values, url)
+    return values
 
 
 def parse(values: dict[str, Any], origin: str) -> JobConfig:

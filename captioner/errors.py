@@ -28,6 +28,12 @@ class CannotSchedule(InputError):
     status = 4
 
 
+class ClusterUnavailable(InputError):
+    """A cluster's job API did not answer. The same command later goes on."""
+
+    status = 75
+
+
 class StorageUnavailable(InputError):
     """A storage did not answer for minutes. The same command later goes on."""
 

@@ -70,6 +70,13 @@ def job_config(
 ) -> JobConfig:
     """The model's own configuration, turned to another source and run directory; of somebody
     else's captioner, its name and the defaults."""
+    return configuration.parse(*job_values(images, model, out, captions, overrides))
+
+
+def job_values(
+    images: str, model: str, out: str, captions: str | None, overrides: tuple[str, ...]
+) -> tuple[dict[str, Any], str]:
+    """The plain values of ``job_config``, and where they come from."""
     values: dict[str, Any]
     if backends.is_foreign(model):
         url = model
@@ -96,4 +103,4 @@ def job_config(
     }
     for override in overrides:
         configuration.apply(values, override)
-    return configuration.parse(values, url)
+    return values, url

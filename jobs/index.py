@@ -4,6 +4,7 @@ next one."""
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ def index(config: JobConfig) -> dict[str, Any]:
         InputError: no images, an unreadable captions file, one name for two images, or most of
             the known images gone.
     """
+    started = time.monotonic()
     url = config.at("manifest")
     assign = Assignment(config)
     counts: Counter[str] = Counter()
@@ -69,6 +71,7 @@ def index(config: JobConfig) -> dict[str, Any]:
         "serial": update.serial,
         "renewed": before.get("renewed", []) if before else [],
         "changes": update.changes,
+        "seconds": round(time.monotonic() - started, 1),
     }
     if update.new or update.changed or update.deleted:
         writer.commit(summary)

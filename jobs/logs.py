@@ -17,20 +17,23 @@ import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from captioner import redaction
+from jobs import diverted
 
 VARIABLE = "CAPTIONER_LOG_FORMAT"
 _LOGGER = logging.getLogger("captioner")
 _about: dict[str, str] = {}  # run and step: a process does one command, whatever its threads
 _is_json = False
+_streams: tuple[IO[str], IO[str]] | None = None  # the true ones, where they are diverted
 
 
 def configure(log_format: str) -> None:
     """Set the form of all that this process says from here on: ``plain`` or ``json``."""
+    global _streams
     _attach(log_format)
     _about.clear()
     sys.excepthook = _say_exception
@@ -40,11 +43,11 @@ def configure(log_format: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Handler)]
     logging.captureWarnings(_is_json)
-    if _is_json:  # what libraries log, warn of and draw has to be JSON as well
+    if _is_json:  # what libraries log, draw and print has to be JSON as well
         root.addHandler(_Handler(JsonFormatter()))
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        _streams = _streams or diverted.divert(_foreign)
 
 
 def _attach(log_format: str) -> None:
@@ -93,8 +96,34 @@ def about(**fields: str) -> Iterator[None]:
 class _Handler(logging.Handler):
     """Writes to the standard streams as they are at that moment."""
 
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=not getattr(record, "result", False))
+        _write(self.format(record), err=not getattr(record, "result", False))
+
+
+def _write(line: str, err: bool) -> None:
+    click.echo(line, file=_streams[err] if _streams and _is_json else None, err=err)
+
+
+def as_it_is(line: str) -> None:
+    """A line for standard output that is JSON already, or need not be."""
+    _write(redaction.clean(line), err=False)
+
+
+def _foreign(line: str, stream: int) -> str:
+    """A line that something else has written to a standard stream, as one of ours; a JSON object
+    is let through."""
+    with contextlib.suppress(ValueError):
+        if isinstance(json.loads(line), dict):
+            return redaction.clean(line)
+    level = logging.INFO if stream == 1 else logging.WARNING
+    text = click.unstyle(line)
+    made = logging.makeLogRecord({"name": "stdout" if stream == 1 else "stderr", "msg": text})
+    made.levelno, made.levelname = level, logging.getLevelName(level)
+    return JsonFormatter().format(made)
 
 
 class _Plain(logging.Formatter):

@@ -8,6 +8,7 @@ numbers, and each distinct caption once.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,7 @@ def score(config: JobConfig) -> dict[str, Any]:
     if score_actors.of_clip(config.score.also):
         score_actors.check_features(config)
     session.begin(config)
+    started = time.monotonic()
     captions, target = config.at("captions"), config.at("scores")
     counts = _counts(table_rows.read(captions, COLUMNS, _ROWS_PER_BLOCK), scores.count_texts)
     images = scores.texts_of(counts, "image")[""]
@@ -65,9 +67,9 @@ def score(config: JobConfig) -> dict[str, Any]:
     if len(found) != images:
         raise RuntimeError(f"{target}: {len(found)} rows were written for {images} images")
     summary = storage.read_summary(captions)
-    storage.write_summary(
-        target, {"rows": images, "serial": summary["serial"] if summary else None}
-    )
+    seconds = round(time.monotonic() - started, 1)
+    serial = summary["serial"] if summary else None
+    storage.write_summary(target, {"rows": images, "serial": serial, "seconds": seconds})
     variety = Variety.of(scores.texts_of(counts, "caption"))
     metrics = {
         "images": images,

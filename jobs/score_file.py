@@ -58,11 +58,8 @@ def score_file(file: str, references: str, out: str, overrides: tuple[str, ...])
 
 
 def _config(file: str, out: str, overrides: tuple[str, ...]) -> JobConfig:
-    values: Row = {
-        "name": f"captions of {redaction.clean(file)}",
-        "run": out,
-        "source": {"images": file},
-    }
+    name = f"captions of {redaction.clean(file)}"
+    values: Row = {"name": name, "run": out, "source": {"images": file}}
     for override in overrides:
         configuration.apply(values, override)
     return configuration.parse(values, "captioner score")

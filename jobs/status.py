@@ -62,6 +62,8 @@ def _stage(config: JobConfig, name: str, progress: dict[str, Any] | None) -> dic
         kept = ("rows", "images", "new_rows", "epochs", "best_epoch", "seconds")
         kept += ("images_per_second", "steady_images_per_second", "cost")
         found |= {key: summary[key] for key in kept if key in summary}
+        if name == "train":
+            found["trained_on"] = found.pop("images", None)
         found["errors"] = summary.get("errors", {})
     if name in ("extract", "caption") and found["state"] != "done":
         after = summary["serial"] if summary else -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import shlex
 import tempfile
 import time
@@ -26,6 +27,11 @@ _PASSED_ON = (2, 3, 4, 75)  # captioner.errors
 _NOT_FOUND = 127  # of the shell
 _INTERRUPTED = 130  # the shell's own for SIGINT
 _PATIENCE_S = 300.0  # for a head that restarts, or a proxy that has cut the connection
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _DIGEST = "captioner"  # in the job's metadata: what was asked for
 
 
@@ -48,6 +54,9 @@ def submit(address: str, wanted: Submission, job_id: str | None, wait: bool) -> 
         InputError: the address or the token is wrong, or ``job_id`` is that of another job.
         ClusterUnavailable: there is no answer.
     """
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logs.after_ray()
     client = _connect(address)
     submission_id = _send(client, address, wanted, job_id)
     if not wait:
@@ -96,8 +105,8 @@ def _connect(address: str) -> JobSubmissionClient:
 def _about_token(address: str, error: Exception) -> str:
     what = "asks for a token" if "required" in str(error) else "refuses this token"
     return (
-        f"{address}: the cluster {what}. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file "
-        "with the cluster's token (or RAY_AUTH_TOKEN to the token itself)"
+        f"{address}: the cluster {what}. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
+        "file with the cluster's token (or RAY_AUTH_TOKEN to the token itself)"
     )
 
 
@@ -153,20 +162,21 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
         ConnectionError: the cluster did not answer for too long.
     """
     output = _Output()
-    last = time.monotonic()
+    failing: float | None = None  # since when
     pause = 0.5
     while True:
         try:
             info = client.get_job_info(job_id)
+            failing, pause = None, 0.5
             if info.status.is_terminal():
                 output.rest(client.get_job_logs(job_id))
                 return info
             if info.status == JobStatus.RUNNING:
                 asyncio.run(_tail(client, job_id, output))
-            last, pause = time.monotonic(), 0.5
         except (requests.ConnectionError, requests.Timeout, OSError, RuntimeError) as error:
             # The tail ends so too, where a proxy or a head that restarts has cut it.
-            if time.monotonic() - last > _PATIENCE_S:
+            failing = failing or time.monotonic()
+            if time.monotonic() - failing > _PATIENCE_S:
                 raise ConnectionError(_first_line(error)) from None
             pause = min(2 * pause, 10.0)
         time.sleep(pause)
@@ -216,7 +226,7 @@ def _echo_json(line: str) -> None:
     except ValueError:
         is_object = False
     if is_object:
-        click.echo(redaction.clean(line))
+        logs.as_it_is(line)
     elif line:
         logs.note(line)
 

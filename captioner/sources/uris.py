@@ -45,12 +45,8 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
             uri = checked(uri, source.allow_http, f"{part.url}, {where}")
             if rows.wants(uri.partition("?")[0]):
                 place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
-                rows.add(
-                    key or redaction.unsigned(uri),
-                    place,
-                    Version(None, None, None),
-                    captions=captions,
-                )
+                name = key or redaction.unsigned(uri)
+                rows.add(name, place, Version(None, None, None), captions=captions)
                 yield from rows.full()
     except (pa.ArrowException, OSError) as error:
         if not columns.is_damage(error):

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from captioner import redaction, storage
+from captioner import storage
 from captioner.errors import InputError
 from jobs import logs
 from jobs.cli.options import load
@@ -74,6 +74,6 @@ def status(run: str, as_json: bool) -> None:
         raise InputError(f"{run}: not a run directory: there is no config.yaml in it")
     found = job.status(load(run, ()))
     if as_json:
-        click.echo(redaction.clean(json.dumps(found, ensure_ascii=False)))
+        logs.as_it_is(json.dumps(found, ensure_ascii=False))
     else:
         logs.say(status_text.describe(found))

@@ -51,7 +51,12 @@ def error_rate_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def load(config: str, overrides: tuple[str, ...]) -> JobConfig:
+    return configuration.parse(*read(config, overrides))
+
+
+def read(config: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """The values of a CONFIG, and the file that they come from."""
     in_run = storage.join(config, "config.yaml")
     if storage.exists(in_run):  # wherever the run directory has been moved to
-        return configuration.load(in_run, (f"run={config}", *overrides))
-    return configuration.load(config, overrides)
+        return configuration.read(in_run, (f"run={config}", *overrides)), in_run
+    return configuration.read(config, overrides), config
