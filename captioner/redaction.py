@@ -24,7 +24,7 @@ _QUERY = re.compile(
 _PARAMETER = re.compile(
     r"(?P<name>\b(?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|"
     r"AWSAccessKeyId|GoogleAccessId|Key-Pair-Id|sig|token|access_token|api_?key|password|secret))"
-    r"(?P<equals>=|%3D)[^&\s\"'<>`,;)]+",
+    r"(?P<equals>=|%3D)[^&\s\"'<>`,;)]+?(?=[).,:;]*(?:[&\s\"'<>`,;)]|$))",
     re.I,
 )
 _BEARER = re.compile(r"(?P<scheme>\b(?:Bearer|Basic)\s+)[\w.~+/=-]{8,}", re.I)

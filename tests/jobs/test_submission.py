@@ -1,0 +1,148 @@
+"""What `captioner submit` refuses before anything is sent, and what it would send."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from ray.job_submission import JobDetails, JobStatus, JobType
+
+from captioner import config as configuration
+from captioner.errors import InputError
+from jobs import submit
+from jobs.cli.submission import prepare
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "nightly.yaml"
+    path.write_text("{name: nightly, run: 's3://bucket/run', source: {images: /mnt/photos/}}")
+    return str(path)
+
+
+def test_the_configuration_is_sent_whole_with_what_was_set(config: str) -> None:
+    sent = prepare(
+        "extract",
+        (config, "--update", "--retry-errors", "--set=encoder.seed=3", "--max-error-rate", "0.2"),
+    )
+    assert sent.arguments == ("extract", submit.CONFIG, "--update", "--retry-errors")
+    values = configuration.parse(yaml.safe_load(sent.config or ""), "sent")
+    assert (values.run, values.source.images) == ("s3://bucket/run", "/mnt/photos")
+    assert (values.encoder.seed, values.image.max_error_rate) == (3, 0.2)
+    assert values.cluster.address == "auto"
+    assert sent.digest == prepare("extract", (config, "--retry-errors", "--update",
+        "--set=encoder.seed=3", "--max-error-rate=0.2")).digest  # fmt: skip
+    assert sent.digest != prepare("extract", (config, "--update")).digest
+
+
+def test_short_options_become_values(config: str) -> None:
+    sent = prepare("caption", (config, "--format", "jsonl", "--format", "csv"))
+    assert yaml.safe_load(sent.config or "")["caption"]["formats"] == ["jsonl", "csv"]
+    sent = prepare("score", (config, "--group-by", "directory"))
+    assert yaml.safe_load(sent.config or "")["score"]["group_by"] == "directory"
+    assert prepare("run", (config, "--redo", "train")).arguments[2:] == ("--redo=train",)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("run=runs/mine", "run=runs/mine"),
+        ("source.images=~/Photos", "source.images='~/Photos'"),
+        ("source.captions=captions.txt", "source.captions=captions.txt"),
+        ("encoder.model=local-dir:tower", "encoder.model=local-dir:tower"),
+        ("encoder.pretrained=./w.pt", "encoder.pretrained=./w.pt"),
+        ("train.mixed_with=[{run: /a}, {run: runs/b}]", "train.mixed_with[1].run=runs/b"),
+    ],
+)
+def test_a_path_of_this_machine_is_refused_by_its_key(
+    config: str, setting: str, named: str
+) -> None:
+    with pytest.raises(InputError, match="absolute paths as the cluster's machines") as refused:
+        prepare("run", (config, "--set", setting))
+    assert f"{named}: " in str(refused.value)
+
+
+def test_what_is_wrong_is_said_here(config: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean train\.epochs"):
+        prepare("train", (config, "--set", "train.epoch=3"))
+    with pytest.raises(InputError, match="no such configuration file"):
+        prepare("run", (str(tmp_path / "none.yaml"),))
+    with pytest.raises(click.UsageError, match="No such option"):
+        prepare("index", (config, "--update"))
+    with pytest.raises(click.UsageError, match="STAGE is one of run, index"):
+        prepare("demo", ())
+
+
+def test_a_directory_to_caption_is_sent_as_its_command() -> None:
+    where = ("s3://b/photos", "--model", "hf:org/name", "--out", "/mnt/out", "--format", "jsonl")
+    sent = prepare("caption", where)
+    assert sent.config is None
+    assert shlex.join(sent.arguments) == (
+        "caption s3://b/photos --model hf:org/name --out /mnt/out "
+        "'--set=caption.formats=[jsonl]' --set=cluster.address=auto"
+    )
+    # A model directory that only the cluster's machines have.
+    sent = prepare("caption", ("/mnt/photos", "--model", "/mnt/model", "--out", "s3://b/out"))
+    assert sent.arguments[:4] == ("caption", "/mnt/photos", "--model", "/mnt/model")
+    for arguments, why in (
+        (("photos", "--model", "/mnt/model", "--out", "/out"), "source.images=photos"),
+        (("/photos", "--model", "model", "--out", "/out"), "--model=model"),
+        (("/photos", "--model", "hf:./model", "--out", "/out"), "--model=hf:./model"),
+        (("/photos", "--model", "/m", "--out", "out"), "run=out"),
+        (("/photos", "--model", "/m", "--out", "/out", "--set=search.beam=1"), "unknown key"),
+    ):
+        with pytest.raises(InputError, match=why):
+            prepare("caption", arguments)
+
+
+def test_a_signature_is_not_put_on_a_command_line_that_a_dashboard_shows() -> None:
+    signed = "https://host/list.txt?sig=deadbeef"
+    with pytest.raises(InputError, match="shows the command lines") as refused:
+        prepare("caption", (signed, "--model", "hf:org/name", "--out", "/out"))
+    assert "deadbeef" not in str(refused.value)
+
+
+def details(status: JobStatus, code: int | None) -> JobDetails:
+    return JobDetails(
+        type=JobType.SUBMISSION, status=status, entrypoint="captioner", driver_exit_code=code,
+        submission_id="x", message="the node was lost",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected", "said"),
+    [
+        (JobStatus.SUCCEEDED, 0, 0, ""),
+        *((JobStatus.FAILED, code, code, "") for code in (2, 3, 4, 75)),
+        (JobStatus.FAILED, 1, 1, ""),
+        (JobStatus.FAILED, 127, 1, "command not found on the cluster"),
+        (JobStatus.FAILED, -9, 1, "the job has died: the node was lost"),
+        (JobStatus.FAILED, None, 1, "the job has died: the node was lost"),
+        (JobStatus.STOPPED, None, 1, "the job was stopped"),
+    ],
+)
+def test_the_status_of_the_job_is_that_of_the_command(
+    status: JobStatus,
+    code: int | None,
+    expected: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert submit._status(details(status, code)) == expected
+    assert said in capsys.readouterr().err
+
+
+def test_output_is_printed_once_over_a_lost_connection(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = submit._Output()
+    output.begin()
+    output.add("one\ntw")
+    output.begin()  # the next connection tells all from the beginning
+    output.add("one\n")
+    output.add("two\nthree")
+    output.rest("one\ntwo\nthree\nfour\n")
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
