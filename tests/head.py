@@ -31,7 +31,7 @@ class Head:
     def captioner(self, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
         """The command line in a process that has the cluster's token."""
         with self.started(*arguments, **more) as process:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=280)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def started(self, *arguments: object, **more: str) -> subprocess.Popen[str]:

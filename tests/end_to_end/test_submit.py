@@ -85,18 +85,18 @@ def test_wrong_addresses_and_tokens_are_told_apart(
     token = tmp_path / "token"
     token.write_text(TOKEN)
     accepted = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(token)}
-    bad = ("submit", "--address", cluster.address, "--no-wait", "index", small_config)
-    assert cluster.captioner(*bad, **accepted).returncode == 0
+    sent = ("submit", "--address", cluster.address, "--no-wait", "report", small_config)
+    assert cluster.captioner(*sent, **accepted).returncode == 0
 
 
-def test_the_exit_status_of_the_job_is_passed_on(cluster: Head, small_config: Path) -> None:
+def test_the_exit_status_of_the_job_is_passed_on(
+    cluster: Head, finished: Path, small_config: Path
+) -> None:
     submit = ("submit", "--address", cluster.address)
     nowhere = "--set=source.images=/nowhere-on-the-cluster"
     with cluster.started(*submit, "index", small_config, nowhere) as second:
         many = ("--set=cluster.encoders=1000", "--set=cluster.patience=0")
-        run = f"--set=run={small_config.parent / 'other'}"
-        assert cluster.captioner(*submit, "index", small_config, run).returncode == 0
-        done = cluster.captioner(*submit, "extract", small_config, run, *many)
+        done = cluster.captioner(*submit, "caption", finished / "run", *many)
         assert done.returncode == 4, done.stdout + done.stderr
         assert "the job needs 1000 workers" in done.stdout
         out, err = second.communicate(timeout=120)
@@ -110,16 +110,16 @@ def test_who_stops_following_is_told_how_to_go_on(
     """One job: sent, sent again, followed, left, stopped."""
     wait = ("--set=cluster.encoders=1000", "--set=cluster.patience=600")
     submit = ("submit", "--address", cluster.address, "--job-id", "nightly-1")
-    job = ("extract", finished / "run", "--update", *wait)
+    job = ("caption", finished / "run", *wait)
     sent = cluster.captioner(*submit, "--no-wait", *job)
     assert (sent.returncode, sent.stdout) == (0, "nightly-1\n"), sent.stderr
-    other = cluster.captioner(*submit, "extract", finished / "run")
+    other = cluster.captioner(*submit, "caption", finished / "run")
     assert (other.returncode, "does something else" in other.stderr) == (2, True)
     with cluster.started(*submit, *job) as follower:
         assert follower.stderr is not None
         assert follower.stderr.readline() == f"job nightly-1 on {cluster.address}\n"
         assert follower.stdout is not None
-        assert "index" in "".join(iter(follower.stdout.readline, "")) if False else True
+        assert any("Running entrypoint" in line for line in iter(follower.stdout.readline, ""))
         follower.send_signal(signal.SIGINT)
         _, err = follower.communicate(timeout=60)
     assert follower.returncode == 130

@@ -1,0 +1,57 @@
+"""The documented exit codes as a process gives them, where no other test of this directory does:
+3 and 4 are in test_faults.py, 75 of a full disk in test_storage_faults.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from captioner import errors
+
+
+def captioner(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        env={**os.environ, **more},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_codes_are_those_of_the_readme() -> None:
+    codes = {
+        kind.__name__: kind.status
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.InputError)
+    }
+    assert codes == {
+        "InputError": 2,
+        "ErrorRateExceeded": 3,
+        "CannotSchedule": 4,
+        "StorageUnavailable": 75,
+        "ClusterUnavailable": 75,
+    }
+
+
+def test_a_storage_that_does_not_answer_is_temporary(small_config: Path) -> None:
+    nobody = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+    }
+    done = captioner("index", str(small_config), "--set", "run=s3://bucket/run", **nobody)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.startswith("Error: s3://bucket/run: Could not connect to the endpoint")
+    assert "the same command goes on later" in done.stderr
+
+
+def test_bad_input_and_a_finished_command(finished_run: Path, tmp_path: Path) -> None:
+    done = captioner("status", str(finished_run))
+    assert (done.returncode, done.stderr) == (0, "")
+    refused = captioner("status", str(tmp_path / "nothing"))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("Error: ")
