@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 REPOSITORY = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef0123"
@@ -31,7 +32,11 @@ class Head:
     def captioner(self, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
         """The command line in a process that has the cluster's token."""
         with self.started(*arguments, **more) as process:
-            out, err = process.communicate(timeout=280)
+            try:
+                out, err = process.communicate(timeout=240)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def started(self, *arguments: object, **more: str) -> subprocess.Popen[str]:
@@ -82,11 +87,12 @@ def head(directory: Path, secrets: dict[str, str]) -> Iterator[Head]:
             _wait_for(address, process, directory / "head.log")
             yield Head(address, Path(session) / "session_latest" / "logs", environment)
         finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            # Not by its own end, which takes long and leaves the drivers of jobs behind.
+            everyone = [psutil.Process(process.pid)]
+            everyone += everyone[0].children(recursive=True)
+            for one in everyone:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
             process.wait()
 
 

@@ -42,6 +42,7 @@ def test_a_storage_that_does_not_answer_is_temporary(small_config: Path) -> None
         "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_MAX_ATTEMPTS": "1",  # else it is asked for half a minute
     }
     done = captioner("index", str(small_config), "--set", "run=s3://bucket/run", **nobody)
     assert done.returncode == 75, done.stderr
