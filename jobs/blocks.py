@@ -96,7 +96,8 @@ def _decode(
 def without_signatures(rows: pa.Table) -> pa.Table:
     """What is written of ``uri`` beside results; the manifest alone keeps what reads an image."""
     uris = [redaction.unsigned(uri) for uri in rows["uri"].to_pylist()]
-    return rows.set_column(rows.schema.get_field_index("uri"), "uri", pa.array(uris, pa.string()))
+    place = rows.schema.get_field_index("uri")
+    return rows.set_column(place, rows.schema.field(place), pa.array(uris, pa.string()))
 
 
 def with_pixels(
