@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 import ray
 import ray.data
 from ray.data import DataContext, Dataset
