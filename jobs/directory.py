@@ -38,7 +38,7 @@ def caption(
     score.require(config)
     with pipeline.at_work(config):
         pipeline.prepare(config, fused=True)
-        again = _command(images, model, out, captions, overrides)
+        again = _command(config, model, overrides)
         storage.write_json(config.at(outputs.COMMAND), {"command": redaction.clean(again)})
         with logs.about(step="index"):
             lines = [index.describe(index.index(config))]
@@ -53,13 +53,12 @@ def caption(
     return pipeline.with_warning(config, "\n".join(lines))
 
 
-def _command(
-    images: str, model: str, out: str, captions: str | None, overrides: tuple[str, ...]
-) -> str:
-    """What goes on with this directory: that it is the same call cannot be told from a
-    configuration alone."""
-    words = ["captioner", "caption", images, "--model", model, "--out", out]
-    words += ["--captions", captions] if captions else []
+def _command(config: JobConfig, model: str, overrides: tuple[str, ...]) -> str:
+    """What goes on with this directory, from wherever it is called: a configuration alone does not
+    tell the model."""
+    where = model if backends.is_foreign(model) else storage.resolve(model)
+    words = ["captioner", "caption", config.source.images, "--model", where, "--out", config.at()]
+    words += ["--captions", config.source.captions] if config.source.captions else []
     for override in overrides:
         words += ["--set", override]
     return shlex.join(words)

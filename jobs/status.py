@@ -19,7 +19,8 @@ _CAPTIONED = ("index", "caption", "score")  # of a directory that was captioned 
 
 
 def status(config: JobConfig) -> dict[str, Any]:
-    """``run name stages now outputs next``: see ``jobs.status_text`` for what they mean."""
+    """``run name command stages now outputs next``. ``command`` is the one that has captioned the
+    directory with a given model, where it is known; ``next`` the one that goes on."""
     command = _command(config)
     names = STAGES if command is None else _CAPTIONED
     now = _now(config)
@@ -28,6 +29,7 @@ def status(config: JobConfig) -> dict[str, Any]:
     return {
         "run": config.at(),
         "name": config.name,
+        "command": command or None,
         "stages": stages,
         "now": now,
         "outputs": _outputs(config),

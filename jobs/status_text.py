@@ -94,6 +94,8 @@ def _next(status: dict[str, Any]) -> str:
         return str(status["next"])
     if status["now"]["at_work"]:
         return "nothing; a command is at work"
+    if status["command"]:
+        return f"nothing is left to do; the same again captions what is new: {status['command']}"
     if all(stage["state"] == "done" for stage in status["stages"].values()):
         return "nothing is left to do; with --update, `captioner run` lists the source again"
-    return "nothing is left to do, or it cannot be told by which command this was made"
+    return "by which command this directory was made is not known"

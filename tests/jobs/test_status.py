@@ -144,6 +144,10 @@ def test_a_captioned_directory_tells_the_command_that_goes_on(run: JobConfig) ->
     now = found(run)
     assert list(now["stages"]) == ["index", "caption", "score"]
     assert now["next"] == command
+    summary = {"rows": 24, "manifest": None, "serial": 29}
+    storage.write_summary(run.at("captions"), summary)
+    assert found(run)["next"] is None
+    assert f"the same again captions what is new: {command}" in ask(run).output
 
 
 def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
