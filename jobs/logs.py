@@ -115,14 +115,15 @@ def as_it_is(line: str) -> None:
 
 def _foreign(line: str, stream: int) -> str:
     """A line that something else has written to a standard stream, as one of ours; a JSON object
-    is let through."""
+    is let through, but for Ray's own form, which names its fields otherwise."""
+    level = "INFO" if stream == 1 else "WARNING"
+    name, text = "stdout" if stream == 1 else "stderr", click.unstyle(line)
     with contextlib.suppress(ValueError):
-        if isinstance(json.loads(line), dict):
-            return redaction.clean(line)
-    level = logging.INFO if stream == 1 else logging.WARNING
-    text = click.unstyle(line)
-    made = logging.makeLogRecord({"name": "stdout" if stream == 1 else "stderr", "msg": text})
-    made.levelno, made.levelname = level, logging.getLevelName(level)
+        if isinstance(found := json.loads(line), dict):
+            if not {"levelname", "message"} <= set(found):
+                return redaction.clean(line)
+            level, name, text = found["levelname"], "ray", found["message"]
+    made = logging.makeLogRecord({"name": name, "msg": text, "levelname": level})
     return JsonFormatter().format(made)
 
 

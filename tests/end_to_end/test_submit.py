@@ -184,6 +184,7 @@ def test_no_secret_is_in_what_is_said_logged_or_written(
     stored = manifest.read(str(out / "manifest"))
     assert sorted(stored["uri"].to_pylist()) == sorted(signed_urls)  # what reads them again
     status = cluster.captioner("status", out, "--json")
+    assert json.loads(status.stdout)["command"].startswith(f"captioner caption {listed} --model")
     secrets = [SIGNATURE, TOKEN, *SECRETS.values()]
     for text in (
         done.stdout,

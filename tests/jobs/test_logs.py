@@ -17,6 +17,8 @@ import os, sys, warnings
 from jobs import logs
 logs.configure("json")
 print("printed")
+print('{"own": 1}')
+print('{"asctime": "2026-11-25 03:41:04", "levelname": "ERROR", "message": "Ray says"}')
 os.write(2, b"[I 1] a line of C++ about https://host/x?sig=deadbeef")
 os.write(2, b" in two parts\\n")
 with logs.about(run="/run", step="extract"):
@@ -44,7 +46,7 @@ def python(code: str, status: int) -> tuple[list[dict[str, Any]], list[dict[str,
 @pytest.mark.parametrize(("end", "status"), [("", 0), ("os.abort()", -6)])
 def test_every_line_is_json_whoever_wrote_it_and_however_it_ends(end: str, status: int) -> None:
     out, err = python(NOISE.replace("END", end), status)
-    ours = next(line for line in out if line["message"].startswith("two"))
+    ours = next(line for line in out if line.get("message", "").startswith("two"))
     assert ours["message"] == "two\nlines of token=[redacted]"
     assert (ours["level"], ours["run"], ours["step"]) == ("INFO", "/run", "extract")
     assert {"time", "node"} <= set(ours)
@@ -53,6 +55,8 @@ def test_every_line_is_json_whoever_wrote_it_and_however_it_ends(end: str, statu
         for line in out
         if "logger" in line
     )
+    assert {"own": 1} in out
+    assert [line["level"] for line in out if line.get("message") == "Ray says"] == ["ERROR"]
     said = {line["message"]: line for line in err}
     assert "[I 1] a line of C++ about https://host/x?[redacted] in two parts" in said
     assert "run" not in said["meanwhile"]
