@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -19,6 +20,7 @@ from captioner.config import JobConfig
 from jobs import lock
 from jobs.cli import main
 from tests.runs import build_run
+from tests.s3 import BUCKET, Door
 
 IDLE = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -148,6 +150,20 @@ def test_a_captioned_directory_tells_the_command_that_goes_on(run: JobConfig) ->
     storage.write_summary(run.at("captions"), summary)
     assert found(run)["next"] is None
     assert f"the same again captions what is new: {command}" in ask(run).output
+
+
+def test_a_run_on_an_object_store_is_read_there(run: JobConfig, s3: Door) -> None:
+    fsspec.filesystem("s3").put(run.run, f"{BUCKET}/status", recursive=True)
+    there = run.model_copy(update={"run": f"s3://{BUCKET}/status"})
+    with lock.hold(there.run):
+        now = found(there)
+    assert now["now"]["at_work"] is True
+    assert now["now"]["holder"]["seconds_since_beat"] < 60
+    here = found(run)
+    assert now["stages"] == here["stages"]
+    assert [(entry["files"], entry["bytes"]) for entry in now["outputs"]] == [
+        (entry["files"], entry["bytes"]) for entry in here["outputs"]
+    ]
 
 
 def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
