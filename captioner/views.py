@@ -3,14 +3,13 @@ another one in every epoch learns captions by heart later."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from captioner import chance
 from captioner.config import Features
-from captioner.features import column, to_numpy
 from captioner.images import Part
 
 MIRRORED = "_mirrored"  # ends the names of columns about the mirror image
@@ -34,21 +33,14 @@ def random_parts(serial: int, count: int) -> list[Part]:
     return parts
 
 
-def one_of_each(rows: pa.Table, views: Sequence[str], seed: int, epoch: int) -> pa.Table:
-    """Feature rows with one view of each image, by chance: the image itself or one of ``views``."""
-    chosen = chance.of_each(rows["serial"].to_numpy(), seed, epoch, _SALT)
-    numbers = (chosen * (len(views) + 1)).astype(np.int64)  # 0: the image itself
-    for name in ("embedding", "tokens"):
-        if name not in rows.column_names:
-            continue
-        if len(rows):
-            values = to_numpy(rows[name]).copy()
-            for number, view in enumerate(views, 1):
-                which = numbers == number
-                if which.any():
-                    values[which] = to_numpy(rows[name + view].filter(pa.array(which)))
-            place, field = rows.column_names.index(name), rows.schema.field(name)
-            every = np.ones(len(rows), np.bool_)
-            rows = rows.set_column(place, field, column(values, every, field.type))
-        rows = rows.drop_columns([name + view for view in views])
-    return rows
+def chosen(others: Sequence[str], key: str, seed: int, epoch: int) -> str:
+    """Which view an epoch sees of the images that ``key`` names: "", themselves, or one of
+    ``others``."""
+    number = np.array([zlib.crc32(key.encode())])
+    chosen = int(chance.of_each(number, seed, epoch, _SALT)[0] * (1 + len(others)))
+    return ["", *others][chosen]
+
+
+def columns_of(columns: Sequence[str], view: str) -> list[str]:
+    """These columns, those of features being the view's."""
+    return [name + view if name in ("embedding", "tokens") else name for name in columns]

@@ -25,7 +25,7 @@ from captioner.reading import Bytes, Unreadable, read_images
 from captioner.sources import Part
 from captioner.sources import list_part as list_images
 from captioner.sources.known import list_known as list_images_of
-from captioner.views import one_of_each, random_parts
+from captioner.views import random_parts
 from captioner.vocabulary import END, count_words, tokenize
 from jobs.tally import telling
 
@@ -172,11 +172,6 @@ def trainable(rows: pa.Table, split: str) -> pa.Table:
     keep = pc.and_(pc.equal(rows["split"], split), pc.is_null(rows["error"]))
     captions = pc.fill_null(pc.list_value_length(rows["captions"]), 0)
     return with_references(rows.filter(pc.and_(keep, pc.greater(captions, 0))))
-
-
-def one_view(rows: pa.Table, views: list[str], seed: int, tally: Any) -> pa.Table:
-    """Of each image the view that this epoch sees."""
-    return one_of_each(rows, views, seed, ray.get(tally.epoch.remote()))
 
 
 def count_training_words(rows: pa.Table) -> pa.Table:

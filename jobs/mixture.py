@@ -19,7 +19,6 @@ from captioner.identity import EncoderIdentity
 
 # Serials begin at 0 in every run. Beyond so many, those of the next run begin.
 _SERIALS = 1 << 48
-_ROWS = 256  # read at once: a row group
 
 
 def runs(config: JobConfig) -> list[Share]:
@@ -66,12 +65,15 @@ def drawn_of(counts: list[int], config: JobConfig) -> int:
     return math.ceil(sum(run.share * count for run, count in zip(runs(config), counts)))
 
 
-def shards(config: JobConfig, columns: list[str]) -> Dataset:
-    """Rows of all runs' feature shards, the shards spread."""
+def shards(config: JobConfig, columns: list[str], tally: Any) -> Dataset:
+    """Rows of all runs' feature shards, the shards spread; of each row group one view."""
     urls = [manifest.files(storage.join(run.run, "features")) for run in runs(config)]
     files = spread(urls)
     return ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
-        read_shards, fn_args=(columns,), batch_size=1, batch_format="pyarrow"
+        read_shards,
+        fn_args=(columns, views.suffixes(config.features), config.train.seed, tally),
+        batch_size=1,
+        batch_format="pyarrow",
     )
 
 
@@ -86,15 +88,21 @@ def spread(urls: list[list[str]]) -> list[dict[str, Any]]:
     return [file for _, file in sorted(places, key=lambda place: place[0])]
 
 
-def read_shards(files: pa.Table, columns: list[str]) -> Any:
-    """Shards -> their rows, with serials that no other run's rows have."""
+def read_shards(
+    files: pa.Table, columns: list[str], others: list[str], seed: int, tally: Any
+) -> Any:
+    """Shards -> their rows, with serials that no other run's rows have. Of ``others``, the images'
+    other views, nothing is read but what this epoch sees."""
+    epoch = ray.get(tally.epoch.remote()) if others else 0
     for file in files.to_pylist():
         with storage.parquet(file["url"]) as parquet:
-            for batch in parquet.iter_batches(_ROWS, columns=columns):
-                rows = pa.Table.from_batches([batch]).select(columns)
-                place = columns.index("serial")
+            for group in range(parquet.num_row_groups):
+                key = f"{file['url'].rpartition('/')[2]}#{group}"
+                view = views.chosen(others, key, seed, epoch)
+                rows = parquet.read_row_group(group, views.columns_of(columns, view))
+                rows = rows.select(views.columns_of(columns, view)).rename_columns(columns)
                 serials = rows["serial"].to_numpy() + file["run"] * _SERIALS
-                yield rows.set_column(place, "serial", pa.array(serials))
+                yield rows.set_column(columns.index("serial"), "serial", pa.array(serials))
 
 
 def drawn(rows: pa.Table, shares: list[float], seed: int, tally: Any) -> pa.Table:

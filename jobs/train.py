@@ -149,34 +149,34 @@ def _datasets(
     config: JobConfig, identity: EncoderIdentity, images: int, tally: Any
 ) -> dict[str, Dataset]:
     """The usable feature rows of both splits; every epoch streams them from the shards anew."""
-    datasets = {split: feature_rows(config, identity, split) for split in ("train", "val")}
-    others = views.suffixes(config.features)
-    size = identity.bytes_per_image * (1 + len(others)) + _CAPTION_BYTES
+    datasets = {split: feature_rows(config, identity, split, tally) for split in ("train", "val")}
+    size = identity.bytes_per_image + _CAPTION_BYTES
     if images * size < session.object_store_bytes() / 2:
-        # Small enough to stay in memory: no epoch has to read and decompress the shards again.
-        datasets = {split: rows.materialize() for split, rows in datasets.items()}
-    each: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+        # Small enough to stay in memory: no epoch has to read and decompress the shards again. But
+        # of several views each sees another.
+        several = views.suffixes(config.features)
+        for split in ("val",) if several else ("train", "val"):
+            datasets[split] = datasets[split].materialize()
     shares = [run.share for run in mixture.runs(config)]
     if min(shares) < 1.0:
         datasets["train"] = datasets["train"].map_batches(
-            mixture.drawn, fn_args=(shares, config.train.seed, tally), **each
-        )
-    if others:
-        datasets["train"] = datasets["train"].map_batches(
-            blocks.one_view, fn_args=(others, config.train.seed, tally), **each
+            mixture.drawn,
+            fn_args=(shares, config.train.seed, tally),
+            batch_size=None,
+            batch_format="pyarrow",
         )
     return datasets
 
 
-def feature_rows(config: JobConfig, identity: EncoderIdentity, split: str) -> Dataset:
-    """The rows of a split that can be learned from, their captions cut into words."""
+def feature_rows(
+    config: JobConfig, identity: EncoderIdentity, split: str, tally: Any = None
+) -> Dataset:
+    """The rows of a split that can be learned from, their captions cut into words. ``tally`` knows
+    the epoch, where that decides which view of an image is read."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in batches.COLUMNS if name not in needless]
-    if split == "train":
-        seen = [name for name in ("embedding", "tokens") if name in columns]
-        columns += [name + view for view in views.suffixes(config.features) for name in seen]
-    if split == "train" and config.train.mixed_with:
-        rows = mixture.shards(config, columns)
+    if split == "train" and (config.train.mixed_with or views.suffixes(config.features)):
+        rows = mixture.shards(config, columns, tally)
     else:
         rows = table_rows.shards(config.at("features"), columns)
     return rows.map_batches(

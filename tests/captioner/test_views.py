@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import chance, features, views
+from captioner import chance, views
 from captioner.config import Features
 from captioner.images import Part, Preprocessing, decode
-from tests.captioner.training.data import feature_rows
 
 SQUARE = Preprocessing(8, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize_mode="squash")
 
@@ -20,29 +19,22 @@ def test_the_names_of_the_views() -> None:
     assert views.suffixes(wanted) == ["_mirrored", "_part_1", "_part_2"]
 
 
-def test_an_image_is_seen_by_one_view_another_one_in_other_epochs() -> None:
-    rows = feature_rows([["A dog."]] * 300)
-    plain = {name: features.to_numpy(rows[name]) for name in ("embedding", "tokens")}
-    names = ["_mirrored", "_part_1"]
-    for number, view in enumerate(names, 1):
-        for name, values in plain.items():
-            shifted = features.column(
-                values + np.float16(100 * number), np.ones(300, bool), rows.schema.field(name).type
-            )
-            rows = rows.append_column(name + view, shifted)
-    seen = []
-    for epoch in (0, 1):
-        found = views.one_of_each(rows, names, 7, epoch)
-        assert found.column_names == feature_rows().column_names
-        number = np.round(features.to_numpy(found["embedding"])[:, 0].astype(float) / 100)
-        assert all(70 < (number == view).sum() < 130 for view in range(3))
-        for name, values in plain.items():
-            shift = (100 * number).astype(np.float16).reshape(-1, *[1] * (values.ndim - 1))
-            np.testing.assert_array_equal(features.to_numpy(found[name]), values + shift)
-        assert found.equals(views.one_of_each(rows, names, 7, epoch))
-        seen.append(number)
-    assert 70 < (seen[0] == seen[1]).sum() < 130
-    assert not len(views.one_of_each(rows.slice(0, 0), names, 7, 0))
+def test_an_epoch_sees_every_view_of_some_images_and_the_next_one_others() -> None:
+    others, keys = ["_mirrored", "_part_1"], [f"shard.parquet#{n}" for n in range(600)]
+    first, again, second = (
+        [views.chosen(others, key, 7, epoch) for key in keys] for epoch in (0, 0, 1)
+    )
+    assert first == again
+    for seen in (first, second):
+        assert all(150 < seen.count(view) < 250 for view in ("", *others))
+    assert 150 < sum(one == other for one, other in zip(first, second)) < 250
+    assert {views.chosen([], key, 7, 0) for key in keys} == {""}
+
+
+def test_the_columns_of_a_view() -> None:
+    columns = ["serial", "embedding", "tokens", "error"]
+    assert views.columns_of(columns, "") == columns
+    assert views.columns_of(columns, "_a") == ["serial", "embedding_a", "tokens_a", "error"]
 
 
 def test_a_part_of_an_image_is_cut_out_scaled_and_mirrored() -> None:
