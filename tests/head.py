@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from tests.processes import kill_with_children
 
 REPOSITORY = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef0123"
@@ -23,9 +23,10 @@ TOKEN = "a-token-of-the-tests-0123456789abcdef0123"
 
 @dataclass(frozen=True)
 class Head:
-    """``address``: of the job API. ``logs``: of the Ray session."""
+    """``address``: of the job API. ``metrics``: what Prometheus reads. ``logs``: of the session."""
 
     address: str
+    metrics: str
     logs: Path
     environment: dict[str, str]
 
@@ -64,14 +65,16 @@ def head(directory: Path, secrets: dict[str, str]) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "1000",
         **secrets,
     }
-    port, dashboard, client, agent = _free_ports(4)
+    port, dashboard, client, agent, metrics = _free_ports(5)
     # Sockets lie in it, whose names may not be long.
     with tempfile.TemporaryDirectory(prefix="ray-") as session:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         command += [f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=8"]
         command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+        command += [f"--metrics-export-port={metrics}"]
         command += ["--include-dashboard=true", f"--temp-dir={session}"]
         command += ["--object-store-memory=200000000", "--node-ip-address=127.0.0.1"]
         with open(directory / "head.log", "wb") as output:
@@ -85,15 +88,10 @@ def head(directory: Path, secrets: dict[str, str]) -> Iterator[Head]:
         try:
             address = f"http://127.0.0.1:{dashboard}"
             _wait_for(address, process, directory / "head.log")
-            yield Head(address, Path(session) / "session_latest" / "logs", environment)
+            exported = f"http://127.0.0.1:{metrics}/metrics"
+            yield Head(address, exported, Path(session) / "session_latest" / "logs", environment)
         finally:
-            # Not by its own end, which takes long and leaves the drivers of jobs behind.
-            everyone = [psutil.Process(process.pid)]
-            everyone += everyone[0].children(recursive=True)
-            for one in everyone:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-            process.wait()
+            kill_with_children(process)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -43,6 +44,16 @@ class Command:
         status = self.process.wait(seconds)
         assert status == 0, self.output
         return self.output
+
+
+def kill_with_children(process: subprocess.Popen[Any]) -> None:
+    """Not by its own end, which takes long and leaves processes behind where it is Ray's."""
+    everyone = [psutil.Process(process.pid)]
+    everyone += everyone[0].children(recursive=True)
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
 
 
 def wait_until(ready: Callable[[], bool], command: Command, seconds: float = 120.0) -> None:

@@ -16,7 +16,7 @@ from click.testing import Result
 
 from captioner import scenes
 from jobs.stream import rows_written
-from tests.processes import Command, wait_until, workers
+from tests.processes import Command, kill_with_children, wait_until, workers
 from tests.shards import assert_each_once
 
 Cli = Callable[..., Result]
@@ -148,7 +148,7 @@ def other_machine(cluster_of_nodes: Nodes) -> Iterator[str]:
     if subprocess.run(["unshare", "--uts", "hostname", name], capture_output=True).returncode:
         pytest.skip("no right to make a UTS namespace here")
     node = subprocess.Popen(
-        ["unshare", "--uts", "--fork", "--kill-child", "sh", "-c", script],
+        ["unshare", "--uts", "sh", "-c", script],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
     )
@@ -158,8 +158,7 @@ def other_machine(cluster_of_nodes: Nodes) -> Iterator[str]:
         assert time.monotonic() < end
         time.sleep(0.2)
     yield name
-    node.terminate()
-    node.wait()
+    kill_with_children(node)
 
 
 def test_a_local_path_is_refused_on_several_machines(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,11 +35,40 @@ def finished(cluster: Head, scene_data: Path, tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("submitted")
     config = write_config(directory, scene_data)
     submit = ("--log-format", "json", "submit", "--address", cluster.address)
+    over = threading.Event()
+    watcher = threading.Thread(
+        target=_watch, args=(cluster.metrics, over, directory / "metrics.txt"), daemon=True
+    )
+    watcher.start()
     done = cluster.captioner(*submit, "run", config, "--set=train.epochs=1")
+    over.set()
+    watcher.join()
     assert done.returncode == 0, done.stdout + done.stderr
     (directory / "out.txt").write_text(done.stdout)
     (directory / "err.txt").write_text(done.stderr)
     return directory
+
+
+def _watch(url: str, over: threading.Event, into: Path) -> None:
+    """As Prometheus does: read the metrics again and again."""
+    while not over.wait(0.5):
+        with contextlib.suppress(OSError):
+            lines = urllib.request.urlopen(url, timeout=5).read().decode().splitlines()
+            ours = [line for line in lines if line.startswith("ray_captioner_")]
+            with into.open("a") as file:
+                file.writelines(f"{line}\n" for line in ours)
+
+
+def test_prometheus_sees_rows_as_they_are_done(finished: Path) -> None:
+    lines = (finished / "metrics.txt").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("ray_captioner_rows_total{")]
+    by_job = {
+        job: max((float(line.split()[-1]) for line in rows if f'job="{job}"' in line), default=0)
+        for job in ("extract", "caption")
+    }
+    assert by_job == {"extract": 120, "caption": 120}
+    assert any(line.startswith("ray_captioner_busy_seconds_total{") for line in lines)
+    assert any(line.startswith("ray_captioner_last_progress_timestamp_seconds{") for line in lines)
 
 
 def test_a_run_on_the_cluster_is_followed_in_json(finished: Path) -> None:
