@@ -109,6 +109,8 @@ class Progress:
 
     def _note(self, now: float, count: Count) -> None:
         mark = now, count.done, count.busy
+        if self._recent and count.done < self._recent[-1][1]:  # a training goes on from before
+            self._first, self._recent = None, []
         if self._first is None and count.done:
             self._first = mark
         self._recent.append(mark)
@@ -133,7 +135,7 @@ class Progress:
 
     def _left(self, now: float, count: Count) -> float | None:
         rate = self._rate(now, count)
-        return (self._total - count.done) / rate if rate and self._total is not None else None
+        return max(0, self._total - count.done) / rate if rate and self._total is not None else None
 
     def _text(self, now: float, count: Count, last: bool) -> str:
         total = "" if self._total is None else f"/{self._total:,}"

@@ -50,6 +50,10 @@ class Tally:
     def epoch(self) -> int:
         return self._epoch
 
+    def go_on_from(self, rows: int) -> None:
+        """A training goes back to its last checkpoint: so many are done, whatever was added."""
+        self._done = rows
+
     def add(
         self, rows: int, errors: dict[str, int], actor: str | None = None, seconds: float = 0.0
     ) -> str | None:

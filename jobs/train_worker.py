@@ -74,8 +74,8 @@ class Worker:
     def _go_on_from(self, directory: str) -> None:
         self.progress = progress.load_progress(directory)
         images = sum(entry["images"] for entry in self.progress.history) + len(self.progress.done)
-        self._task.tally.add.remote(images // self._workers, {})
         if self._rank == 0:
+            self._task.tally.go_on_from.remote(images)
             line = f"train: goes on in epoch {self.progress.epoch + 1}, after {images:,} images"
             self._task.tally.say.remote(line)
         stage = self.progress.stage(self._options)

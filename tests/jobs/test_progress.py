@@ -80,6 +80,19 @@ def test_the_rate_now_is_that_of_the_last_half_minute(
     assert (found["job"], found["state"], found["done"]) == ("extract", "failed", 5_049)
 
 
+def test_a_training_that_goes_back_to_its_checkpoint_has_a_rate_and_time_left(
+    clock: Write, make: Callable[..., Progress], tmp_path: Path
+) -> None:
+    line = make("train", 1_000)
+    for second, images in enumerate([*range(0, 300, 10), *range(200, 250, 10)]):
+        clock(second)
+        line.write(count(images))  # lost after 290, goes on from 200
+    line.write(count(240), "failed")
+    found = json.loads((tmp_path / "progress.json").read_text())
+    assert (found["per_second"], found["per_second_now"]) == (10.0, 10.0)
+    assert found["seconds_left"] == 76.0
+
+
 def test_others_can_read_it_from_a_file_meanwhile(
     clock: Write, make: Callable[..., Progress], tmp_path: Path
 ) -> None:
