@@ -37,8 +37,7 @@ def check(line: str) -> list[str]:
         first = next(
             number for number, word in enumerate(words) if word in main.commands and number
         )
-        wrong = check(shlex.join(words[first:]))
-        if "submit" not in main.commands or wrong:
+        if wrong := check(shlex.join(words[first:])):
             return wrong
         words = words[: first + 1]
     command: click.Command = main
