@@ -49,7 +49,7 @@ def test_commands_are_found_in_the_readme() -> None:
     found = list(commands.in_text((CLUSTER / "README.md").read_text()))
     # By submit, the Slurm script, a plain shell, cron; and on its own.
     assert [line.split()[0] for line in found].count("run") == 2
-    assert {line.split()[0] for line in found} == {"submit", "run", "caption", "fetch-weights"}
+    assert {"submit", "run", "caption", "fetch-weights"} <= {line.split()[0] for line in found}
 
 
 @pytest.mark.parametrize(
