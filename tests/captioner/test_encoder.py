@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.config import Encoder as Options
-from captioner.encoder import Encoder
+from captioner.encoder import Encoder, Tower
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.images import decode
@@ -116,6 +117,24 @@ def test_every_kind_of_tower_gives_open_clips_embedding_and_its_patches(
     torch.testing.assert_close(embedding.float(), expected, rtol=2e-3, atol=tolerance)
     sizes = encoder.identity.embedding_size, encoder.identity.patches, encoder.identity.channels
     assert sizes == (24, patches, channels)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_that_was_sent_needs_no_files_and_is_left_as_it_is(
+    name: str, tower: Callable[..., str], tmp_path: Path
+) -> None:
+    vision, _, _ = TOWERS[name]
+    options = Options(model=tower(vision), pretrained="none", precision="bfloat16")
+    sent = pickle.dumps(Tower.load(options))
+    here = Encoder(options)
+    (tmp_path / "open_clip_config.json").unlink()
+    arrived = pickle.loads(sent)  # noqa: S301 - as Ray does between its own processes
+    there = Encoder(options, tower=arrived)
+    assert there.identity == here.identity
+    pixels = noise(2, vision["image_size"])
+    for mine, theirs in zip(here.encode(pixels), there.encode(pixels)):
+        torch.testing.assert_close(theirs, mine)
+    assert all(value.dtype != torch.bfloat16 for value in arrived.visual.state_dict().values())
 
 
 @pytest.mark.parametrize("name", TOWERS)
