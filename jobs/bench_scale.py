@@ -117,4 +117,4 @@ def extract_nothing(
         return stream.in_pool(made, EncodeNothing, arguments, batch_size, pool)
 
     rows, target = table_rows.Input(config.at("manifest"), extract.COLUMNS), config.at("features")
-    return stream.run("scale", rows, target, schema, rows_per_file, batch_size, config, build)
+    return stream.run("scale", rows, target, schema, rows_per_file, batch_size, config, build, pool)

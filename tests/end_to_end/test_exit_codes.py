@@ -34,6 +34,7 @@ def test_the_codes_are_those_of_the_readme() -> None:
         "CannotSchedule": 4,
         "StorageUnavailable": 75,
         "ClusterUnavailable": 75,
+        "Stopped": 75,
     }
 
 
