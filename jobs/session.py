@@ -102,7 +102,7 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
             ray.init(
                 address=cluster.address,
                 logging_level=logging.ERROR,
-                log_to_driver=not logs.is_json(),  # lines with a prefix that is none
+                log_to_driver=False,  # what a worker fails with is raised here
                 **logs.ray_options(),
             )
         else:

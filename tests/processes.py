@@ -39,7 +39,7 @@ class Command:
         self._output.seek(0)
         return self._output.read().decode()
 
-    def finish(self, seconds: float = 180.0) -> str:
+    def finish(self, seconds: float = 240.0) -> str:
         """Wait for it to end well, and return what it said."""
         status = self.process.wait(seconds)
         assert status == 0, self.output
@@ -56,7 +56,7 @@ def kill_with_children(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def wait_until(ready: Callable[[], bool], command: Command, seconds: float = 120.0) -> None:
+def wait_until(ready: Callable[[], bool], command: Command, seconds: float = 240.0) -> None:
     """Wait for something to be true while the command still runs."""
     end = time.monotonic() + seconds
     while not ready():
