@@ -57,7 +57,8 @@ def test_a_cluster_of_gpus_is_played(captioner: Cli) -> None:
     assert 0 < reached[0] <= 900  # they sleep as long as was said
     assert re.search(r"rows a block, a batch +32, 16\n", output)
     driver, scheduling = figures(output, "ms a block")[:2]
-    assert 0 < scheduling <= driver
+    assert driver > 0
+    assert 0 <= scheduling <= driver  # so short a run may end between two looks at the thread
 
 
 def test_what_goes_with_played_clusters_is_refused_without(captioner: Cli) -> None:
