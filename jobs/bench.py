@@ -96,7 +96,7 @@ def _prepared(images: str | None, count: int, overrides: tuple[str, ...]) -> Ite
 def _extract(config: JobConfig, encoder: Encoder, total: int) -> tuple[float, float]:
     """Images per second of the bare encoder, and decoded by one core."""
     size, cores = config.encoder.batch_size, session.cores()
-    files = files_of(config, min(total, 8 * size))
+    files = files_of(config.source.images, min(total, 8 * size))
     pixels = pixels_of(files, config, encoder)
     batches = [pixels[start : start + size] for start in range(0, len(pixels) - size + 1, size)]
     encoder.encode(batches[0])
@@ -144,9 +144,8 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> tuple[float, fl
     return bare, decoding
 
 
-def files_of(config: JobConfig, count: int) -> list[bytes]:
-    root = Path(config.source.images)
-    paths = sorted(path for path in root.rglob("*") if path.is_file())
+def files_of(images: str, count: int) -> list[bytes]:
+    paths = sorted(path for path in Path(images).rglob("*") if path.is_file())
     return [path.read_bytes() for path in paths[:count]]
 
 

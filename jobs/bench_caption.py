@@ -51,7 +51,7 @@ def measure(
             f"{date.today()}, {hardware()}; {pictures}; encoder: {encoder.identity.describe()}; "
             f"{captioner.config.decoder.type} of {captioner.config.decoder.hidden_size}{trained}\n"
         )
-        pixels = pixels_of(files_of(config, max(_SIZES)), config, encoder)
+        pixels = pixels_of(files_of(config.source.images, max(_SIZES)), config, encoder)
         features = [encoder.encode(part) for part in _parts(pixels, 32)]
         embedding, tokens = (
             None if values[0] is None else torch.cat(list(values)).numpy()

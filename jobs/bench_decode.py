@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-import click
 import numpy as np
 from PIL import Image
 
 from captioner.errors import InputError
 from captioner.images import Preprocessing, decode
-from jobs.bench import draw, hardware
+from jobs import logs
+from jobs.bench import draw, files_of, hardware
 
 # Of the pictures, as they are cut to 4:3; the last is what telephones and cameras make.
 SIZES = ((224, 224), (500, 375), (1152, 864), (2304, 1728), (4000, 3000))
@@ -38,28 +38,28 @@ def measure(images: str | None, count: int, rounds: int) -> None:
             images = f"{folder}/images"
             draw(Path(images), count)
         photographs = _photographs(images, count)
-    click.echo(
+    logs.say(
         f"{date.today()}, {hardware()}; one thread; {len(photographs)} pictures enlarged, with "
         f"grain, to JPEG of quality 90; to {_TARGET.width} x {_TARGET.height}\n"
     )
-    click.echo(f"{'pixels':>12} {'megapixels':>11} {'bytes':>11} {'images/s':>9} {'scaled':>9}")
+    logs.say(f"{'pixels':>12} {'megapixels':>11} {'bytes':>11} {'images/s':>9} {'scaled':>9}")
     for width, height in SIZES:
         files = [_at_size(picture, width, height) for picture in photographs]
         rates = [len(files) / _best(files, scaled, rounds) for scaled in (False, True)]
         size = sum(map(len, files)) / len(files)
-        click.echo(
+        logs.say(
             f"{f'{width} x {height}':>12} {width * height / 1e6:11.2f} {size:11,.0f} "
             f"{rates[0]:9,.1f} {rates[1]:9,.1f}"
         )
 
 
 def _photographs(images: str, count: int) -> list[Image.Image]:
-    paths = sorted(path for path in Path(images).rglob("*") if path.is_file())[:count]
-    if not paths:
+    files = files_of(images, count)
+    if not files:
         raise InputError(f"--images {images}: no files in this directory")
     found = []
-    for path in paths:
-        decoded = decode(path.read_bytes(), _PHOTOGRAPH, _ALL_PIXELS)
+    for data in files:
+        decoded = decode(data, _PHOTOGRAPH, _ALL_PIXELS)
         if decoded.pixels is not None:
             found.append(Image.fromarray(decoded.pixels))
     if not found:

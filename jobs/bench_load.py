@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
+from typing import Self
 
 import psutil
 
-_EVERY_S = 2.0  # each look at a hundred processes costs the driver some milliseconds
+from jobs.bench_watch import Watch
 
 # Names of processes and of the driver's threads begin so.
 _PARTS = {
@@ -21,25 +22,23 @@ _PARTS = {
 }
 
 
-class Load:
+class Load(Watch):
     """Seconds of a core that each part has computed while the block ran, in ``seconds``: of
     ``driver`` (of which ``scheduling`` is Ray Data's own thread), ``raylet``, ``gcs``, ``tally``
     and ``workers``, the rest of Ray's processes. What watching costs the driver is left out."""
 
-    def __enter__(self) -> Load:
+    every_s = 2.0  # each look at a hundred processes costs the driver some milliseconds
+
+    def __enter__(self) -> Self:
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
-        self._look()
+        self.look()
         self._first |= self._last  # what is there already; what comes later starts at nothing
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watching", daemon=True)
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._look()
+        super().__exit__()
+        self.look()
 
     @property
     def seconds(self) -> Counter[str]:
@@ -49,11 +48,7 @@ class Load:
         found["driver"] -= found["watching"]
         return found
 
-    def _watch(self) -> None:
-        while not self._over.wait(_EVERY_S):
-            self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
         driver = psutil.Process()
         self._note("driver", driver.pid, _cpu(driver))
         names = {thread.native_id: thread.name for thread in threading.enumerate()}

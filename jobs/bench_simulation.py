@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-import click
 from ray.data import DataContext
 
 from captioner import config as configuration
 from captioner.images import Preprocessing
-from jobs import session
+from jobs import logs, session
 from jobs.bench_load import Load
 from jobs.bench_memory import Peaks
 from jobs.bench_scale import extract_nothing, make_manifest
@@ -56,7 +55,7 @@ def simulate(sizes: tuple[int, ...], simulation: Simulation, overrides: tuple[st
     session.start(configuration.Cluster(), simulation.cluster)
     DataContext.get_current().wait_for_min_actors_s = 600  # start-up is not what is measured
     wanted = simulation.encoders * simulation.encoder_rate
-    click.echo(
+    logs.say(
         f"{date.today()}, {session.cores()} cores; {simulation.encoders} encoders that sleep, "
         f"{simulation.encoder_rate:,g} images/s each, {wanted:,.0f} together; "
         f"{simulation.decoders} decoding tasks that sleep, {simulation.decode_rate:,g} images/s "
@@ -101,8 +100,8 @@ def _measure(size: int, simulation: Simulation, folder: str, overrides: tuple[st
         "driver, peak": f"{peaks.driver / 1e6:,.0f} MB",
         "object store, peak": f"{peaks.store / 1e6:,.0f} MB",
     }.items():
-        click.echo(f"{what:28} {value}")
-    click.echo()
+        logs.say(f"{what:28} {value}")
+    logs.say("")
 
 
 def _share(seconds: float, blocks: float, of: float) -> str:

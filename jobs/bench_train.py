@@ -64,10 +64,8 @@ def measure(source: str, images: int, captions: int, overrides: tuple[str, ...])
 def _config(source: str, folder: str, images: int, overrides: tuple[str, ...]) -> JobConfig:
     places = [f"run={folder}/run", f"source.images={folder}", "source.captions=null"]
     places += ["train.epochs=3", "train.patience=3", "train.self_critical.epochs=0"]
-    places += [
-        "features.mirrored=false",
-        "features.parts=0",
-    ]  # one view of an image costs what the other does
+    # One view of an image costs what the other does.
+    places += ["features.mirrored=false", "features.parts=0"]
     return configuration.load(source, (*places, *overrides))
 
 

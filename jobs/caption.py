@@ -51,6 +51,7 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     rows = table_rows.Input(config.at("features"), columns, config.caption.splits)
     if not manifest.count(rows.url, rows.splits):
         raise InputError(f"caption.splits: no images in {', '.join(rows.splits)}")
+    session.begin(config)
     arguments = (storage.resolve(model_url),)
     return _caption(config, CaptionFeatures, arguments, rows, schema, lambda shards, tally: shards)
 
@@ -83,7 +84,6 @@ def _caption(
     schema: pa.Schema,
     prepared: Callable[[Dataset, Any], Dataset],
 ) -> dict[str, Any]:
-    session.begin(config)
     pool = session.encoders(config)
     batch_size = config.caption.batch_size
 

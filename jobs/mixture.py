@@ -99,8 +99,8 @@ def read_shards(
             for group in range(parquet.num_row_groups):
                 key = f"{file['url'].rpartition('/')[2]}#{group}"
                 view = views.chosen(others, key, seed, epoch)
-                rows = parquet.read_row_group(group, views.columns_of(columns, view))
-                rows = rows.select(views.columns_of(columns, view)).rename_columns(columns)
+                seen = views.columns_of(columns, view)
+                rows = parquet.read_row_group(group, seen).select(seen).rename_columns(columns)
                 serials = rows["serial"].to_numpy() + file["run"] * _SERIALS
                 yield rows.set_column(columns.index("serial"), "serial", pa.array(serials))
 

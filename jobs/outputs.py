@@ -14,6 +14,7 @@ FORMATS = {
     "sidecar": "sidecar",
     "webdataset": "webdataset",
 }
+PROGRESS = "progress.json"  # of the last job
 COMMAND = "_command.json"  # where a directory was captioned with a given model: by which command
 # A stage's last file marks it as done.
 OUTPUTS = {

@@ -16,9 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captioner import redaction, storage
 from jobs import logs
+from jobs.outputs import PROGRESS
 from jobs.tally import Count, ErrorLimits, Tally
 
-FILE = "progress.json"
 _LOOK_EVERY_S = 0.5
 _PLAIN_EVERY_S = 60.0
 _FILE_EVERY_S = 10.0
@@ -42,7 +42,7 @@ def show(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally = Tally.options(scheduling_strategy=here).remote(what, limits)
     over = threading.Event()
-    progress = Progress(what, total, unit, storage.join(run, FILE))
+    progress = Progress(what, total, unit, storage.join(run, PROGRESS))
     watcher = threading.Thread(target=_watch, args=(tally, progress, over), daemon=True)
     watcher.start()
     state = "failed"

@@ -12,7 +12,6 @@ from captioner.config import STAGES, JobConfig
 from captioner.sources.listing import Version
 from jobs import lock, outputs
 
-PROGRESS = "progress.json"
 # A text file for each image: to add up their sizes would take as long as to write them.
 _NOT_MEASURED = {"sidecar"}
 _CAPTIONED = ("index", "caption", "score")  # of a directory that was captioned with a given model
@@ -102,8 +101,8 @@ def _now(config: JobConfig) -> dict[str, Any]:
             "lives": alive,  # null: a process of another machine
             "seconds_since_beat": age,
         }
-    if storage.exists(config.at(PROGRESS)):
-        progress = dict(storage.read_json(config.at(PROGRESS)))
+    if storage.exists(config.at(outputs.PROGRESS)):
+        progress = dict(storage.read_json(config.at(outputs.PROGRESS)))
         updated = datetime.fromisoformat(progress["updated"])
         progress["seconds_since_update"] = round((datetime.now(UTC) - updated).total_seconds(), 1)
         found["progress"] = progress

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from jobs import logs
+
 _GPUS = ["h200", "h100", "a100", "l4", "t4", "cpu"]
 _RATE = click.FloatRange(0, min_open=True)
 
@@ -67,7 +69,7 @@ def plan(
     from captioner.sizing.measured import read
 
     if markdown:
-        click.echo(tables.markdown())
+        logs.say(tables.markdown())
         return
     if images is None:
         raise click.UsageError("--images: how many?")
@@ -90,4 +92,4 @@ def plan(
         encoder_rate=encoder_rate,
         decode_rate=decode_rate,
     )
-    click.echo(tables.describe(make(job), price_per_hour, instance))
+    logs.say(tables.describe(make(job), price_per_hour, instance))

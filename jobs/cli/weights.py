@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from jobs import logs
 from jobs.cli.options import load
 
 
@@ -43,4 +44,4 @@ def fetch_weights(
     if model is not None:
         found.append(weights.of_captioner(model))
     for each in found:
-        click.echo(each.describe())
+        logs.say(each.describe())
