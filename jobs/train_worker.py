@@ -122,9 +122,11 @@ class Worker:
 
         def after(batch: Batch, loss: Loss) -> None:
             nonlocal saved_at
-            own.add(loss, batch)
-            seen.append(batch.serials)
-            self._task.tally.add.remote(len(batch.serials), {})
+            if not batch.idle:
+                own.add(loss, batch)
+                seen.append(batch.serials)
+                self._task.tally.add.remote(len(batch.serials), {})
+            # All workers save after the same step, whoever of them was idle in it.
             every = self._options.checkpoint_steps
             if every and learner.steps % every == 0 and learner.steps != saved_at:
                 saved_at = learner.steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -81,9 +81,10 @@ class Learner:
     def mixed_precision(self) -> contextlib.AbstractContextManager[Any]:
         return precision.autocast(next(self.decoder.parameters()).device, self._dtype)
 
-    def learn(self, objective: Callable[[], Loss], idle: bool = False) -> Loss:
-        """One batch; every ``accumulate`` of them, a step. An idle one counts for nothing."""
-        last = self._waiting + 1 == self._options.accumulate
+    def learn(self, objective: Callable[[], Loss], idle: bool = False, last: bool = False) -> Loss:
+        """One batch; every ``accumulate`` of them, and after the ``last`` of an epoch, a step. An
+        idle one counts for nothing."""
+        last = last or self._waiting + 1 == self._options.accumulate
         alone = contextlib.nullcontext() if last or self.model is self.decoder else self._no_sync()
         with alone:
             with self.mixed_precision():
@@ -97,9 +98,7 @@ class Learner:
         return loss
 
     def step(self) -> None:
-        """Use the gradients; nothing where there are none."""
-        if not self._waiting:
-            return
+        """Use the gradients."""
         if self._options.gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.decoder.parameters(), self._options.gradient_clip)
@@ -188,13 +187,24 @@ def train_epoch(
     objective: Callable[[Batch], Loss],
     after: Callable[[Batch, Loss], None],
 ) -> None:
-    """One pass over the training images; ``after`` hears of every batch that was learned from."""
+    """One pass over the training images. ``after`` hears of every batch, idle ones too: workers do
+    what they do together after the same ones."""
     learner.decoder.train()
+    for batch, last in _with_last(batches):
+        loss = learner.learn(lambda: objective(batch), batch.idle, last)  # noqa: B023
+        after(batch, loss)
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether it is the last one: before it is learned from, workers must know
+    whether to add up what they have."""
+    before: Batch | None = None
     for batch in batches:
-        loss = learner.learn(lambda: objective(batch), idle=batch.idle)  # noqa: B023
-        if not batch.idle:
-            after(batch, loss)
-    learner.step()
+        if before is not None:
+            yield before, False
+        before = batch
+    if before is not None:
+        yield before, True
 
 
 @torch.inference_mode()

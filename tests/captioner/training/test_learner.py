@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +30,7 @@ def train(learner: Learner, *batches: Batch, settings: Train | None = None) -> T
         learner,
         batches,
         lambda batch: cross_entropy(learner.model, batch, settings or options()),
-        lambda batch, loss: totals.add(loss, batch),
+        lambda batch, loss: None if batch.idle else totals.add(loss, batch),
     )
     return totals
 
@@ -65,11 +68,50 @@ def test_accumulated_batches_make_one_step() -> None:
 def test_an_idle_batch_changes_nothing() -> None:
     learner = make_learner()
     before = copy.deepcopy(learner.decoder.state_dict())
-    idle = copy.copy(make_batch())
-    object.__setattr__(idle, "idle", True)
-    assert train(learner, idle) == Totals()
+    assert train(learner, replace(make_batch(), idle=True)) == Totals()
     for name, value in learner.decoder.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_idle_batches_are_told_of_too_or_workers_would_wait_for_each_other() -> None:
+    learner, told = make_learner(), []
+    batches = [make_batch(), replace(make_batch(), idle=True)]
+    train_epoch(
+        learner,
+        batches,
+        lambda batch: cross_entropy(learner.model, batch, options()),
+        lambda batch, loss: told.append((batch.idle, learner.steps)),
+    )
+    assert told == [(False, 1), (True, 2)]
+
+
+class Parallel(nn.Module):
+    """Stands for DistributedDataParallel: notes when a gradient would stay with its worker."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder, self.alone = decoder, False
+        self.calls: list[bool] = []
+
+    def forward(self, *features: Any) -> Any:
+        self.calls.append(self.alone)
+        return self.decoder(*features)
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        self.alone = True
+        yield
+        self.alone = False
+
+
+def test_workers_add_up_their_gradients_before_every_step() -> None:
+    """That of the last batch too, if the epoch ends in the middle of one."""
+    decoder = make_decoder()
+    parallel = Parallel(decoder)
+    learner = Learner(decoder, options(accumulate=2), 1e-2, steps=10, parallel=parallel)
+    train(learner, *[make_batch()] * 3)
+    assert learner.steps == 2
+    assert parallel.calls == [True, False, False]
 
 
 def test_gradients_are_clipped_to_the_given_norm() -> None:

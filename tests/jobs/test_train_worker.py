@@ -1,0 +1,52 @@
+"""What a training worker does together with the others, without any others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from captioner.training.learner import Learner, Totals
+from captioner.training.objective import cross_entropy
+from captioner.training.progress import Progress
+from jobs.train_worker import Worker
+from tests.captioner.training.data import make_batch, make_decoder, options
+
+
+class Tally:
+    """Answers like the actor, and hears of nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: None)
+
+
+def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They would wait for it for ever, in an epoch that goes on after a crash."""
+    settings = options(checkpoint_steps=2)
+    worker: Any = object.__new__(Worker)
+    worker._task = SimpleNamespace(tally=Tally())
+    worker._options, worker._workers, worker._rank = settings, 2, 1
+    worker._learner, worker._stage = Learner(make_decoder(), settings, 1e-2, 10), "cross_entropy"
+    worker.progress = Progress()
+    idle = replace(make_batch(), idle=True)
+    worker._training_batches = lambda: [make_batch(), idle, make_batch(), make_batch()]
+    worker._objective = lambda stage: (
+        lambda batch: cross_entropy(worker._learner.model, batch, settings)
+    )
+    worker._validate = lambda stage: {"val_loss": 1.0}
+    worker._gather = lambda value: [value]
+    saved: list[Any] = []
+    worker._save = lambda metrics: saved.append(
+        (metrics.get("step"), worker.progress.done.tolist(), worker.progress.totals.images)
+    )
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    worker.run_epoch("cross_entropy")
+    seen = make_batch().serials.tolist()
+    assert saved == [(2, seen, 3), (4, seen * 3, 9), (None, [], 0)]
+    assert worker.progress.history[0]["images"] == 9
+    assert worker.progress.totals == Totals()
