@@ -111,4 +111,6 @@ def load_learner(directory: str | os.PathLike[str], learner: Learner) -> None:
     """The learner as it was saved, in place."""
     folder = Path(directory)
     learner.decoder.load_state_dict(safetensors.torch.load_file(folder / "decoder.safetensors"))
-    learner.load(torch.load(folder / "learner.pt", weights_only=True))
+    # To where this learner is, wherever the one was that saved it.
+    place = next(learner.decoder.parameters()).device
+    learner.load(torch.load(folder / "learner.pt", weights_only=True, map_location=place))

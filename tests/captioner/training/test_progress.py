@@ -140,3 +140,16 @@ def test_a_checkpoint_runs_no_code_when_it_is_loaded(tmp_path: Path) -> None:
     weights = safetensors.torch.load_file(tmp_path / "decoder.safetensors")
     assert weights.keys() == learner.decoder.state_dict().keys()
     assert len(json.loads((tmp_path / "progress.json").read_text())["history"]) == 2
+
+
+def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by a worker whose GPU is another one."""
+    learner = make_learner()
+    train(learner, make_batch())
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+    save_checkpoint(str(tmp_path), learner, progress(3.0))
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "learner.pt", weights_only=True)
+    load_learner(tmp_path, make_learner())
