@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from PIL import ExifTags
 from PIL import Image as PillowImage
 
 from captioner import backends, storage
@@ -21,6 +22,7 @@ from captioner.images import decode
 from captioner.selection import Caption
 
 Source = str | os.PathLike[str] | bytes | PillowImage.Image
+_MODES_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 class Captioner:
@@ -104,10 +106,20 @@ def _bytes(image: Source, name: str) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, PillowImage.Image):
-        file = io.BytesIO()
-        image.save(file, "PNG")  # nothing is lost
-        return file.getvalue()
+        return _of_picture(image, name)
     try:
         return storage.read_bytes(storage.resolve(image))
     except Exception as error:  # each fsspec file system raises its own
         raise InputError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _of_picture(image: PillowImage.Image, name: str) -> bytes:
+    """A file of the same pixels, and with them which way is up: nothing is lost."""
+    exif, file = PillowImage.Exif(), io.BytesIO()
+    if (turned := image.getexif().get(ExifTags.Base.Orientation)) is not None:
+        exif[ExifTags.Base.Orientation] = turned
+    try:
+        image.save(file, "PNG" if image.mode in _MODES_OF_PNG else "TIFF", exif=exif)
+    except OSError as error:
+        raise InputError(f"{name}: {error}: give it converted to RGB") from error
+    return file.getvalue()

@@ -53,6 +53,28 @@ def test_an_image_may_be_a_path_bytes_or_a_picture(run: JobConfig, photo: str) -
     assert captioner.search.beam_size == 2
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB", "I"])
+def test_a_picture_may_be_of_any_mode_that_files_have(run: JobConfig, mode: str) -> None:
+    captioner = Captioner.load(run.at("model"), device="cpu")
+    picture = Image.effect_noise((40, 30), 90).convert("I" if mode == "I" else "RGB").convert(mode)
+    file = io.BytesIO()
+    picture.save(file, "TIFF")
+    of_file, of_picture = (captioner.pixels(each) for each in (file.getvalue(), picture))
+    assert np.array_equal(of_file, of_picture)
+    with pytest.raises(InputError, match="image 0: cannot write mode HSV"):
+        captioner.caption(picture.convert("RGB").convert("HSV"))
+
+
+def test_a_picture_that_lies_on_its_side_is_turned_as_its_file_is(run: JobConfig) -> None:
+    captioner = Captioner.load(run.at("model"), device="cpu")
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # the orientation of a phone that was held upright
+    Image.effect_noise((40, 30), 90).convert("RGB").save(file, "JPEG", exif=exif)
+    data = file.getvalue()
+    of_file, of_picture = (captioner.pixels(each) for each in (data, Image.open(io.BytesIO(data))))
+    assert np.array_equal(of_file, of_picture)
+
+
 def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
     captioner = Captioner.load(run.at("model"))
     with pytest.raises(InputError, match=r"nowhere\.jpg: FileNotFoundError"):
