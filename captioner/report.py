@@ -24,7 +24,7 @@ from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.metrics import ORDERS
 from captioner.model import CaptionModel
-from captioner.training.progress import Progress
+from captioner.training.progress import Progress, measure
 
 SEED = 0  # of the gallery: the same rows give the same page
 EXTREMES = 10
@@ -92,7 +92,7 @@ def write(config: JobConfig) -> str:
         variety=use_of_words.variety,
         history=history,
         best_epoch=best_epoch,
-        judge=config.train.choose_by,
+        judge=measure(history[best_epoch - 1]["stage"], config.train) if history else None,
         curves=_curves(history, best_epoch) if history else None,
         maps=maps,
         no_maps=no_maps,

@@ -32,7 +32,7 @@
       (row) =>
         matches(row) &&
         (state.value === "all" || (state.value === "failed") === (data.error[row] >= 0)) &&
-        between(data.bleu_4[row], lowest, highest) &&
+        between(data[form.dataset.score][row], lowest, highest) &&
         between(wordsOf(row), shortest.value === "" ? "" : Number(shortest.value), longest.value === "" ? "" : Number(longest.value)),
     );
     const [key, way] = order.value.split(" ");

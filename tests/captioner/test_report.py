@@ -228,6 +228,15 @@ def test_loss_curves_with_the_best_epoch(page: Page) -> None:
     assert "#030303" not in page.source
 
 
+def test_the_epoch_of_a_second_stage_is_kept_for_its_cider(run: JobConfig) -> None:
+    url = run.at("model", "history.jsonl")
+    more = {"epoch": 4, "stage": "self_critical", "train_reward": 0.5, "val_loss": 5.0}
+    entry = {**more, "val_cider": 0.625, "seconds": 1.0, "captions_per_second": 10.0}
+    storage.write_text(url, storage.read_text(url) + json.dumps(entry) + "\n")
+    training = written(run).sections["training"]
+    assert "weights were kept: 4, with the best validation cider, 0.6250" in training
+
+
 def test_gallery_shows_captions_references_and_scores(page: Page, finished: JobConfig) -> None:
     shown = page.ids("gallery")
     assert len(set(shown)) == finished.report.gallery
@@ -499,7 +508,7 @@ def test_captions_without_references_have_a_page_too(run: JobConfig) -> None:
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     there = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert {link.removeprefix("#") for link in links} <= there
-    assert "All 24 images" in page.sections["captions"]
+    assert "All 24 images, the least confident first" in page.sections["captions"]
     storage.remove(run.at("captions"))
     with pytest.raises(InputError, match="nothing has been captioned here yet"):
         report.write(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from captioner import manifest, report, storage
+from captioner import features, manifest, report, storage
 from captioner.config import JobConfig, Report
 from tests.runs import NASTY_ID, SCRIPT, build_run
 
@@ -57,6 +58,13 @@ def url(run: JobConfig) -> str:
 
 @pytest.fixture
 def page(url: str) -> Iterator[Any]:
+    with in_browser(url) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def in_browser(url: str) -> Iterator[Any]:
+    """The page, which must say nothing on the console and ask for nothing."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
@@ -141,6 +149,28 @@ def test_captions_are_filtered_by_score_length_and_error(page: Any) -> None:
     form.get_by_role("button", name="Clear").click()
     form.locator("[name=order]").select_option("confidence down")
     first_is(page, 4, "1.00")
+
+
+def test_captions_that_were_not_scored_are_sorted_and_filtered_by_confidence(
+    run: JobConfig, tmp_path: Path
+) -> None:
+    rows = manifest.read(run.at("captions")).slice(0, 1500)
+    for name in ("references", "bleu_4", "bleu_statistics"):
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, name, pa.nulls(len(rows), rows.schema.field(name).type))
+    encoder = features.read_identity(run.at("features"))
+    rows = rows.replace_schema_metadata(encoder.metadata())
+    config = run.model_copy(update={"run": str(tmp_path)})
+    storage.write_table(config.at("captions", "one.parquet"), rows)
+    shutil.copytree(run.at("manifest"), config.at("manifest"))
+    with in_browser(report.write(config)) as page:
+        counted(page, "1,500 found")
+        shown = [float(value) for value in column(page, 4) if value]
+        assert shown == sorted(shown)
+        assert shown[0] < 0.02
+        page.locator("#finder [name=low]").fill("0.9")
+        first_is(page, 4, "0.90")
+        assert all(float(value) >= 0.9 for value in column(page, 4))
 
 
 def test_a_caption_with_a_script_is_shown_as_text(page: Any) -> None:
