@@ -217,10 +217,11 @@ class Decoder(Section):
                 raise ValueError("gpt2 needs pretrained: a directory, or a name such as gpt2")
         elif self.pretrained or self.freeze:
             raise ValueError(f"pretrained and freeze are for gpt2, and this is {self.type}")
-        size = self.hidden_size if self.type == "transformer" else self.attention_size
-        heads = self.type == "transformer" or self.attention == "multi_head"
-        if heads and (size % self.heads or self.hidden_size % self.heads):
-            raise ValueError(f"heads: {self.heads} heads do not divide {self.hidden_size} evenly")
+        if self.type == "transformer" or self.attention == "multi_head":
+            names = ["hidden_size"] + ["attention_size"] * (self.type == "lstm")
+            for name in names:
+                if (size := getattr(self, name)) % self.heads:
+                    raise ValueError(f"heads: {self.heads} do not divide {name} {size} evenly")
         return self
 
 

@@ -327,3 +327,10 @@ def test_search_gives_captions_the_probability_that_training_would(make: Make, k
 def test_options_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"transformer|heads|gpt2"):
         Options(**wrong)
+
+
+def test_the_size_that_heads_do_not_divide_is_named() -> None:
+    with pytest.raises(ValidationError, match="8 do not divide attention_size 12"):
+        Options(attention="multi_head", attention_size=12, heads=8)
+    with pytest.raises(ValidationError, match="8 do not divide hidden_size 12"):
+        Options(attention="multi_head", hidden_size=12, heads=8)
