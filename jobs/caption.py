@@ -94,7 +94,7 @@ def _caption(
 
     target, size = config.at("captions"), config.caption.rows_per_file
     summary = stream.run("caption", rows, target, schema, size, batch_size, config, build, pool)
-    return {**summary, "formats": formats.write(config, is_new=summary["new_rows"] > 0)}
+    return {**summary, "formats": formats.write(config)}
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -15,18 +15,25 @@ from captioner.config import JobConfig
 from captioner.reading import read_images
 from jobs.outputs import FORMATS
 
+_WRITTEN = "_formats.json"  # of which captions each form is: one that was killed is done again
 _ROWS = 10_000
 _IMAGE_COLUMNS = ["serial", "uri", "offset", "row", "size", "deleted"]
 
 
-def write(config: JobConfig, is_new: bool) -> list[str]:
-    """Write what is asked for and not there yet, or all of it where captions are new. Returns
-    lines for people."""
-    lines = []
+def write(config: JobConfig) -> list[str]:
+    """Write what is asked for and was not yet written whole of these captions. Returns lines for
+    people."""
+    url, lines = config.at("captions", _WRITTEN), []
+    captions = storage.read_summary(config.at("captions"))
+    assert captions is not None
+    version = {name: captions.get(name) for name in ("manifest", "serial")}
+    written = storage.read_json(url) if storage.exists(url) else {}
     for name in config.caption.formats:
         target = config.at(FORMATS[name])
-        if is_new or not storage.exists(target):
+        if written.get(name) != version or not storage.exists(target):
             lines.append(f"{name}: {_WRITERS[name](config, target):,} captions, {target}")
+            written[name] = version
+            storage.write_json(url, written)
     return lines
 
 

@@ -1,0 +1,59 @@
+"""Captions in other forms, as a job that was killed leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from captioner import storage
+from captioner.config import JobConfig, parse
+from jobs import formats
+from jobs.caption import SCHEMA
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> JobConfig:
+    """Three captions, to be written as lines and as text files."""
+    values = {"name": "x", "run": str(tmp_path / "out"), "source": {"images": str(tmp_path)}}
+    config = parse({**values, "caption": {"formats": ["jsonl", "sidecar"]}}, "test")
+    caption(config, "a dog")
+    return config
+
+
+def caption(config: JobConfig, text: str, serial: int = 2) -> None:
+    rows = [
+        {"image_id": f"{n}.jpg", "serial": serial - 2 + n, "uri": f"/{n}.jpg", "caption": text}
+        for n in range(3)
+    ]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    storage.write_table(config.at("captions", "one.parquet"), table)
+    storage.write_summary(config.at("captions"), {"manifest": "m", "serial": serial})
+
+
+def test_each_form_is_written_once(cluster: str, config: JobConfig) -> None:
+    assert len(formats.write(config)) == 2
+    assert formats.write(config) == []
+    Path(config.at("captions.jsonl")).unlink()
+    assert [line.split(":")[0] for line in formats.write(config)] == ["jsonl"]
+
+
+def test_what_was_killed_before_or_while_it_wrote_is_written_the_next_time(
+    cluster: str, config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formats.write(config)
+    caption(config, "a cat", serial=5)
+
+    def killed(config: JobConfig, target: str) -> int:
+        storage.write_text(storage.join(target, "0.txt"), "a cat\n")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(formats._WRITERS, "sidecar", killed)
+        with pytest.raises(KeyboardInterrupt):
+            formats.write(config)
+    assert "a cat" in storage.read_text(config.at("captions.jsonl"))
+    assert [line.split(":")[0] for line in formats.write(config)] == ["sidecar"]
+    texts = [path.read_text() for path in sorted(Path(config.at("sidecar")).iterdir())]
+    assert texts[-3:] == ["a cat\n"] * 3
