@@ -81,6 +81,14 @@ class CaptionModel:
                 f"model's ({self.encoder.describe()}): {difference}"
             )
 
+    def check_search(self, search: Search) -> None:
+        """See that the model knows the words that are asked for.
+
+        Raises:
+            InputError: naming the one that it does not know.
+        """
+        Words.of(search, self.vocabulary)
+
     @torch.inference_mode()
     def caption(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 
 from captioner.config import Search
 from captioner.consensus import agreement
+from captioner.errors import InputError
 from captioner.search import Hypotheses
 from captioner.vocabulary import PAD
 
@@ -35,6 +36,9 @@ def captions_of(
     Args:
         decode: ids -> the text of a caption.
         said: ids -> its words, to compare captions by.
+
+    Raises:
+        InputError: an image has no caption that has a probability.
     """
     rows = zip(found.words.tolist(), found.log_probability.tolist())
     return [_of_image(beams, logs, options, decode, said) for beams, logs in rows]
@@ -48,6 +52,12 @@ def _of_image(
     said: Callable[[Ids], Sequence[str]],
 ) -> Caption:
     order = [number for number, log in enumerate(logs) if math.isfinite(log)]  # by score
+    if not order:
+        raise InputError(
+            "search: no caption has a probability: every word is forbidden (search.banned_words, "
+            "search.min_words, search.no_repeat_ngram), or the model's weights are not numbers "
+            "(val_loss in its history.jsonl)"
+        )
     if options.consensus is not None:
         merit = agreement([said(ids) for ids in beams], logs, options.consensus)
         order = [int(n) for n in np.argsort(-merit, kind="stable") if math.isfinite(logs[n])]

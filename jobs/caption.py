@@ -21,7 +21,7 @@ from captioner.model import CaptionModel
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 from jobs import blocks, extract, formats, session, stream, table_rows
-from jobs.tally import Reporter
+from jobs.tally import Reporter, telling
 
 _N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])
 SCHEMA = pa.schema(
@@ -45,7 +45,9 @@ SCHEMA = pa.schema(
 def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     """Caption the feature shards of a run: the images of ``caption.splits``."""
     identity = features.read_identity(config.at("features"))
-    CaptionModel.load(model_url).check_encoder(identity, config.at("features"))
+    model = CaptionModel.load(model_url)
+    model.check_encoder(identity, config.at("features"))
+    model.check_search(config.search)
     schema = SCHEMA.with_metadata(identity.metadata())
     columns = [name for name in features.schema(identity).names if name not in ("width", "height")]
     rows = table_rows.Input(config.at("features"), columns, config.caption.splits)
@@ -108,7 +110,7 @@ class CaptionFeatures:
     def __init__(self, model_url: str, search: Search, pool: session.Workers, tally: Any) -> None:
         torch.set_num_threads(pool.threads)
         self._model = CaptionModel.load(model_url, pool.device)
-        self._search, self._reporter = search, Reporter(tally)
+        self._search, self._reporter, self._tally = search, Reporter(tally), tally
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         began = time.monotonic()
@@ -117,9 +119,9 @@ class CaptionFeatures:
         embedding = features.to_numpy(good["embedding"])
         has_tokens = "tokens" in rows.column_names
         tokens = features.to_numpy(good["tokens"]) if has_tokens else None
-        found = iter(
-            self._model.caption(embedding, tokens, self._search, good["image_id"].to_pylist())
-        )
+        ids = good["image_id"].to_pylist()
+        with telling(self._tally):
+            found = iter(self._model.caption(embedding, tokens, self._search, ids))
         self._reporter.add(len(rows), blocks.errors_of(rows), began)
         return caption_rows(rows, [next(found) if ok else None for ok in valid])
 
@@ -138,13 +140,14 @@ class CaptionImages:
     ) -> None:
         torch.set_num_threads(pool.threads)
         self._backend = backends.load(model, encoder, search, pool.device, ray.get(tower))
-        self._search, self._reporter = search, Reporter(tally)
+        self._search, self._reporter, self._tally = search, Reporter(tally), tally
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         began = time.monotonic()
         valid, pixels = extract.valid_pixels(rows["pixels"], self._backend.identity.preprocessing)
         ids = rows["image_id"].filter(pa.array(valid)).to_pylist()
-        found = iter(self._backend.caption(pixels, self._search, ids))
+        with telling(self._tally):
+            found = iter(self._backend.caption(pixels, self._search, ids))
         self._reporter.add(len(rows), blocks.errors_of(rows), began)
         return caption_rows(rows, [next(found) if ok else None for ok in valid])
 

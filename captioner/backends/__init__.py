@@ -59,12 +59,16 @@ def load(
     if not is_foreign(model):
         from captioner.backends.trained import TrainedCaptioner
 
-        return TrainedCaptioner(model, encoder, device, tower)
+        trained = TrainedCaptioner(model, encoder, device, tower)
+        trained.check_search(search)
+        return trained
     kind, _, name = model.partition(":")
     if kind == "coca":
         from captioner.backends.coca import CoCaCaptioner
 
-        return CoCaCaptioner(name, encoder.precision, device)
+        coca = CoCaCaptioner(name, encoder.precision, device)
+        coca.check_search(search)
+        return coca
     strange = ("consensus", "groups", "method", "banned_words", "required_words")
     for option in strange:
         if getattr(search, option) != getattr(Search(), option):

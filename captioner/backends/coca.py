@@ -72,10 +72,8 @@ class CoCaCaptioner:
             open_clip_version=open_clip.__version__,
         )
 
-    @torch.inference_mode()
-    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
-        """``search.max_words`` counts its byte pairs.
-
+    def check_search(self, search: Search) -> None:
+        """
         Raises:
             InputError: words are required or banned.
         """
@@ -84,6 +82,15 @@ class CoCaCaptioner:
                 f"search: {self.identity.model} writes byte pairs, of which no words can be "
                 "required or banned"
             )
+
+    @torch.inference_mode()
+    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
+        """``search.max_words`` counts its byte pairs.
+
+        Raises:
+            InputError: words are required or banned.
+        """
+        self.check_search(search)
         if not len(pixels):
             return []
         with precisions.autocast(self._device, self._dtype):

@@ -35,6 +35,13 @@ class TrainedCaptioner:
     def identity(self) -> EncoderIdentity:
         return self._encoder.identity
 
+    def check_search(self, search: Search) -> None:
+        """
+        Raises:
+            InputError: a required word is not known.
+        """
+        self._model.check_search(search)
+
     def attention(self, pixels: Pixels, captions: Sequence[str]) -> list[Look] | str:
         """Where the decoder looks as it writes these captions, or why that cannot be told."""
         if self._model.config.decoder.attention == "none":

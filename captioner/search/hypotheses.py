@@ -30,8 +30,9 @@ class Leaving:
         """``rows`` of at most ``length`` words an image."""
         self.left = torch.arange(images, device=device)  # which images are still there
         self._words = torch.full((images, rows, length), PAD, device=device)
-        self._log_probability = torch.zeros(images, rows, device=device)
-        self._score = torch.zeros(images, rows, device=device)
+        # Of captions that never end, since nothing in them is a number: there are none.
+        self._log_probability = torch.full((images, rows), -torch.inf, device=device)
+        self._score = self._log_probability.clone()
 
     def let_go(
         self, done: Tensor, words: Tensor, log_probability: Tensor, score: Tensor

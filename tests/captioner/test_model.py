@@ -127,6 +127,18 @@ def test_words_are_required_and_banned_by_name(made: CaptionModel) -> None:
         made.caption(*features(6), SEARCH.model_copy(update={"required_words": ["elk"]}))
 
 
+def test_where_no_caption_has_a_probability_the_reason_is_named(made: CaptionModel) -> None:
+    forbidden = Search(beam_size=2, max_words=8, min_words=2, banned_words=WORDS)
+    for search in (forbidden, forbidden.model_copy(update={"method": "sample"})):
+        with pytest.raises(InputError, match=r"search\.banned_words"):
+            made.caption(*features(2), search)
+    with torch.no_grad():
+        made.decoder.words.weight.fill_(float("nan"))
+    for search in (SEARCH, SEARCH.model_copy(update={"consensus": 0.5})):
+        with pytest.raises(InputError, match="weights are not numbers"):
+            made.caption(*features(2), search)
+
+
 def test_no_images_get_no_captions(made: CaptionModel) -> None:
     assert made.caption(*features(0), SEARCH) == []
 

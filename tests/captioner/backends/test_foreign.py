@@ -202,7 +202,8 @@ def test_coca_knows_consensus(saved: dict[str, Path], pixels: Any) -> None:
 
 
 def test_coca_knows_no_words(saved: dict[str, Path], pixels: Any) -> None:
-    options = search(2, required_words=["dog"])
-    backend = backends.load(f"coca:local-dir:{saved['coca']}", EXACT, options)
+    options, name = search(2, required_words=["dog"]), f"coca:local-dir:{saved['coca']}"
     with pytest.raises(InputError, match="writes byte pairs"):
-        captioned(backend, pixels, options)
+        backends.load(name, EXACT, options)
+    with pytest.raises(InputError, match="writes byte pairs"):
+        captioned(backends.load(name, EXACT, search(2)), pixels, options)
