@@ -95,7 +95,7 @@ class Captioner:
         )
         if found.pixels is None:
             raise InputError(f"{name}: {found.error}")
-        return found.pixels
+        return np.array(found.pixels)  # Pillow's memory is read-only, of which torch warns
 
 
 def _name(image: Source, place: int) -> str:

@@ -50,6 +50,7 @@ def test_an_image_may_be_a_path_bytes_or_a_picture(run: JobConfig, photo: str) -
     sources = [photo, Path(photo), data, Image.open(io.BytesIO(data)), f"file://{photo}"]
     assert len({caption.text for caption in captioner.captions(sources)}) == 1
     assert captioner.captions([]) == []
+    assert captioner.pixels(photo).flags.writeable  # or torch warns users of it
     assert captioner.search.beam_size == 2
 
 
@@ -83,6 +84,8 @@ def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
         captioner.caption(b"text")
     with pytest.raises(InputError, match="not a model directory"):
         Captioner.load(tmp_path)
+    with pytest.raises(InputError, match=r"search\.required_words: the model does not know"):
+        Captioner.load(run.at("model"), required_words=["zebra"])
 
 
 def test_a_tower_that_has_moved_is_given_by_its_new_place(run: JobConfig, tmp_path: Path) -> None:
