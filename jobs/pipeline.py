@@ -36,9 +36,9 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
             if is_done(config, stage) and not (update and stage == "index"):
                 logs.say(f"{stage}: done before, skipped")
                 continue
-            if stage == "caption":  # what was made of the captions before is out of date
-                for later in ("report", "score"):
-                    discard(config, later)
+            # What was made of the captions, or of the scores, before is out of date.
+            for later in {"caption": ("report", "score"), "score": ("report",)}.get(stage, ()):
+                discard(config, later)
             _run_stage(config, stage)
 
 

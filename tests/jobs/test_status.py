@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from captioner import config as configuration
 from captioner import storage
 from captioner.config import JobConfig
-from jobs import lock
+from jobs import lock, pipeline
 from jobs.cli import main
 from tests.runs import build_run
 from tests.s3 import BUCKET, Door
@@ -76,6 +76,23 @@ def test_a_manifest_that_is_newer_makes_the_rest_out_of_date(run: JobConfig) -> 
     assert [stages[name]["state"] for name in ("index", "extract", "train", "caption")] == [
         "done", "out of date", "done", "out of date",
     ]  # fmt: skip
+
+
+def test_captions_that_are_newer_than_their_scores_are_scored_again(
+    run: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_text(run.at("report.html"), "of the scores before")
+    stages: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        pipeline,
+        "_run_stage",
+        lambda config, stage: stages.append((stage, storage.exists(config.at("report.html")))),
+    )
+    for serial, state in ((29, "done"), (20, "out of date")):
+        storage.write_summary(run.at("scores"), {"rows": 22, "serial": serial})
+        assert found(run)["stages"]["score"]["state"] == state
+        pipeline.run(run)
+    assert stages == [("score", False), ("report", False)]
 
 
 def test_an_interrupted_stage_says_how_far_it_came(run: JobConfig) -> None:
