@@ -110,8 +110,13 @@ def find_identity(url: str) -> EncoderIdentity | None:
     return None
 
 
-def embeddings(url: str, serials: NDArray[np.int64]) -> NDArray[np.float16]:
+def embeddings(
+    url: str, serials: NDArray[np.int64], shards: pyarrow.dataset.Dataset | None = None
+) -> NDArray[np.float16]:
     """The image embeddings of these serials, in their order: ``(serials, embedding_size)``.
+
+    Args:
+        shards: ``manifest.dataset(url)`` of a caller that asks again: it knows the footers.
 
     Raises:
         InputError: there are none for some of them.
@@ -120,7 +125,8 @@ def embeddings(url: str, serials: NDArray[np.int64]) -> NDArray[np.float16]:
     serial = pc.field("serial")
     wanted = (serial >= serials.min()) & (serial <= serials.max()) & serial.isin(serials.tolist())
     wanted &= pc.is_valid(pc.field("embedding"))
-    rows = manifest.dataset(url).to_table(columns=["serial", "embedding"], filter=wanted)
+    shards = shards or manifest.dataset(url)
+    rows = shards.to_table(columns=["serial", "embedding"], filter=wanted)
     places = pc.index_in(pa.array(serials), value_set=rows["serial"].combine_chunks())
     if places.null_count:
         raise InputError(
@@ -149,6 +155,13 @@ def failed(url: str, but: str) -> NDArray[np.int64]:
 def count_rows(url: str) -> int:
     """Rows of a directory of shards, from their footers; 0 where there is none yet."""
     return manifest.count(url) if storage.exists(url) else 0
+
+
+def count_trainable(url: str, split: str) -> int:
+    """Images of a split that can be learned from: with features, and with captions."""
+    wanted = (pc.field("split") == split) & pc.is_null(pc.field("error"))
+    wanted &= pc.list_value_length(pc.field("captions")) > 0
+    return int(manifest.dataset(url).count_rows(filter=wanted))
 
 
 @dataclass(frozen=True)

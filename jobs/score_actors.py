@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
-from captioner import features, scores
+from captioner import features, manifest, scores
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig
 from captioner.errors import InputError
@@ -23,7 +23,8 @@ from jobs.tally import telling
 
 _METEOR_BATCH = 256
 _SPICE_BATCH = 10_000  # each starts Java, and loads models, anew
-_CLIP_BATCH = 64
+_CLIP_BATCH = 1_000  # whose embeddings are looked up together: all shards are asked for them
+_CLIP_TEXTS = 64
 
 
 def of_clip(also: Sequence[str]) -> list[str]:
@@ -123,10 +124,12 @@ class AddClipScores:
         torch.set_num_threads(pool.threads)
         self._encoder = TextEncoder(options, pool.device)
         self._features, self._names, self._tally = features_url, names, tally
+        self._shards = manifest.dataset(features_url)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         with telling(self._tally):
-            images = features.embeddings(self._features, rows["serial"].to_numpy())
+            serials = rows["serial"].to_numpy()
+            images = features.embeddings(self._features, serials, self._shards)
         captions = self._encode(rows["caption"].to_pylist())
         if "clip_score" in self._names:
             rows = _with(rows, "clip_score", clip.clip_score(images, captions))
@@ -139,7 +142,11 @@ class AddClipScores:
         return rows
 
     def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._encoder.encode([clip.PROMPT + text for text in texts])
+        prompts = [clip.PROMPT + text for text in texts]
+        parts = range(0, len(prompts), _CLIP_TEXTS)
+        return np.concatenate(
+            [self._encoder.encode(prompts[start : start + _CLIP_TEXTS]) for start in parts]
+        )
 
 
 def _words(rows: pa.Table) -> tuple[list[list[str]], list[list[list[str]]]]:
