@@ -13,6 +13,7 @@ from PIL import Image
 
 from captioner import Captioner
 from captioner.identity import EncoderIdentity
+from jobs.caption import SCHEMA
 from tests import shards, snippets
 from tests.conftest import REPOSITORY, TINY_VIT
 from tests.runs import build_run
@@ -46,6 +47,11 @@ def test_encoding_without_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     tiny = f"Options(model='local-dir:{TINY_VIT}', pretrained='none')"
     snippets.run(BLOCKS[2].replace("Options()", tiny), {"Photos": tmp_path})
     assert capsys.readouterr().out == f"['one.png'] torch.Size([1, {size}])\n"
+
+
+def test_the_columns_of_captions() -> None:
+    words = " ".join((REPOSITORY / "README.md").read_text().split())
+    assert f"`{' '.join(SCHEMA.names)}`" in words
 
 
 def test_there_are_no_others() -> None:
