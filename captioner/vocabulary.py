@@ -6,21 +6,13 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-
-import nltk
-from nltk.tokenize.destructive import NLTKWordTokenizer
-from nltk.tokenize.punkt import PunktSentenceTokenizer
+from typing import Any
 
 from captioner.errors import InputError
 
 PAD, SOS, EOS, UNK = range(4)
 SPECIAL = ("<PAD>", "<SOS>", "<EOS>", "<UNK>")
 END = SPECIAL[EOS]
-
-# nltk.word_tokenize is these two, with a trained Punkt that must be downloaded. An untrained
-# one differs only at abbreviations.
-_sentences = PunktSentenceTokenizer()
-_words = NLTKWordTokenizer()
 
 
 def tokenize(caption: str) -> list[str]:
@@ -29,12 +21,24 @@ def tokenize(caption: str) -> list[str]:
     >>> tokenize("A tri-colored dog, running on the road .")
     ['a', 'tri-colored', 'dog', 'running', 'on', 'the', 'road']
     """
+    sentences, words = _tokenizers()
     return [
         word
-        for sentence in _sentences.tokenize(caption.lower())
-        for word in _words.tokenize(sentence)
+        for sentence in sentences.tokenize(caption.lower())
+        for word in words.tokenize(sentence)
         if any(character.isalnum() for character in word)
     ]
+
+
+@functools.cache
+def _tokenizers() -> tuple[Any, Any]:
+    """nltk.word_tokenize is these two, with a trained Punkt that must be downloaded. An untrained
+    one differs only at abbreviations."""
+    # Imported when needed: it takes half a second in each new worker, and most have no captions.
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+    return PunktSentenceTokenizer(), NLTKWordTokenizer()
 
 
 @functools.cache
@@ -108,6 +112,8 @@ class Vocabulary:
         return words
 
     def to_json(self) -> str:
+        import nltk
+
         document = {
             "tokenizer": f"nltk {nltk.__version__} NLTKWordTokenizer, lower case",
             "remove_stop_words": self.remove_stop_words,

@@ -13,12 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from nltk.translate.bleu_score import (
-    SmoothingFunction,
-    closest_ref_length,
-    modified_precision,
-    sentence_bleu,
-)
 from numpy.typing import NDArray
 
 ORDERS = (1, 2, 3, 4)
@@ -37,10 +31,11 @@ class BleuStatistics:
     @classmethod
     def of(cls, caption: Tokens, references: Sequence[Tokens]) -> BleuStatistics:
         """The counts of one caption against all references of its image."""
-        precisions = [modified_precision(references, caption, order) for order in ORDERS]
+        nltk = _nltk()
+        precisions = [nltk.modified_precision(references, caption, order) for order in ORDERS]
         matches = [precision.numerator for precision in precisions]
         totals = [precision.denominator for precision in precisions]
-        reference_length = closest_ref_length(references, len(caption))
+        reference_length = nltk.closest_ref_length(references, len(caption))
         return cls.from_list([*matches, *totals, len(caption), reference_length])
 
     def __add__(self, other: BleuStatistics) -> BleuStatistics:
@@ -76,5 +71,13 @@ def sentence_bleu_4(caption: Tokens, references: Sequence[Tokens]) -> float:
     """BLEU-4 of one caption, smoothed (Chen & Cherry, WMT 2014, method 1), to order images by."""
     if not caption:
         return 0.0
-    smoothing = SmoothingFunction().method1
-    return float(sentence_bleu(references, caption, smoothing_function=smoothing))
+    nltk = _nltk()
+    smoothing = nltk.SmoothingFunction().method1
+    return float(nltk.sentence_bleu(references, caption, smoothing_function=smoothing))
+
+
+def _nltk() -> Any:
+    # Imported when needed: it takes half a second in each new worker, and most score nothing.
+    from nltk.translate import bleu_score
+
+    return bleu_score

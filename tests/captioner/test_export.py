@@ -172,11 +172,11 @@ def test_of_a_large_shard_only_some_rows_are_in_memory(
     assert int(most) < 20e6
 
 
-def test_tasks_import_neither_torch_nor_ray() -> None:
+def test_tasks_import_neither_torch_nor_ray_nor_nltk() -> None:
     """Each new worker would wait for them, and `features describe` too."""
     loaded = printed_by("import captioner.export, jobs.features, sys; print(*sys.modules)").split()
     assert "captioner.export" in loaded
-    assert not {"torch", "open_clip", "ray", "click"} & set(loaded)
+    assert not {"torch", "open_clip", "ray", "click", "nltk"} & set(loaded)
 
 
 def printed_by(program: str) -> str:
