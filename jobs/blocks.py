@@ -130,6 +130,18 @@ def _pixels(images: Sequence[Pixels | None], target: Preprocessing) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(binary, len(images), buffers)
 
 
+def valid_pixels(column: pa.ChunkedArray, target: Preprocessing) -> tuple[Any, Any]:
+    """Which rows were decoded, ``(rows,) bool``, and their pixels ``(valid, h, w, 3) uint8``."""
+    column = column.combine_chunks()
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    width = column.type.byte_width
+    values = np.frombuffer(
+        column.buffers()[1], np.uint8, len(column) * width, column.offset * width
+    )
+    pixels = values.reshape(len(column), target.height, target.width, 3)
+    return valid, pixels if valid.all() else pixels[valid]
+
+
 def drop_outdated(rows: pa.Table, fs: Any, current: Any) -> pa.Table:
     """Rewrite those of these Parquet files that hold rows of no ``current`` serial, each in one
     write. A file that is only half there, after a crash, is Ray's to delete."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -14,14 +14,16 @@ from ray.data import Dataset
 from captioner import backends, features, manifest, storage
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
-from captioner.encoder import Tower
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import CaptionModel
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
-from jobs import blocks, extract, formats, session, stream, table_rows
+from jobs import blocks, formats, session, stream, table_rows
 from jobs.tally import Reporter, telling
+
+if TYPE_CHECKING:
+    from captioner.encoder import Tower
 
 _N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])
 SCHEMA = pa.schema(
@@ -63,6 +65,10 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
 
     ``model`` is a model directory, ``hf:NAME`` or ``coca:NAME``.
     """
+    # Imported when needed: image towers take seconds, in each new worker, and features none.
+    from captioner.encoder import Tower
+    from jobs import extract
+
     # The driver loads it too: what cannot be had stops the job here, before Ray starts.
     tower = None if backends.is_foreign(model) else Tower.load(config.encoder)
     encoder = backends.load(model, config.encoder, config.search, tower=tower).identity
@@ -144,7 +150,7 @@ class CaptionImages:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         began = time.monotonic()
-        valid, pixels = extract.valid_pixels(rows["pixels"], self._backend.identity.preprocessing)
+        valid, pixels = blocks.valid_pixels(rows["pixels"], self._backend.identity.preprocessing)
         ids = rows["image_id"].filter(pa.array(valid)).to_pylist()
         with telling(self._tally):
             found = iter(self._backend.caption(pixels, self._search, ids))

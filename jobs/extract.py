@@ -23,9 +23,8 @@ from captioner.config import JobConfig
 from captioner.encoder import Encoder, Tower
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
-from captioner.images import Preprocessing
 from jobs import session, stream, table_rows
-from jobs.blocks import errors_of
+from jobs.blocks import errors_of, valid_pixels
 from jobs.tally import Reporter
 
 COLUMNS = [
@@ -120,15 +119,3 @@ class EncodeImages:
             for name, values in found.items()
             if values is not None
         }
-
-
-def valid_pixels(column: pa.ChunkedArray, target: Preprocessing) -> tuple[Any, Any]:
-    """Which rows were decoded, ``(rows,) bool``, and their pixels ``(valid, h, w, 3) uint8``."""
-    column = column.combine_chunks()
-    valid = column.is_valid().to_numpy(zero_copy_only=False)
-    width = column.type.byte_width
-    values = np.frombuffer(
-        column.buffers()[1], np.uint8, len(column) * width, column.offset * width
-    )
-    pixels = values.reshape(len(column), target.height, target.width, 3)
-    return valid, pixels if valid.all() else pixels[valid]
