@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from ray.data import Dataset
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 
 from captioner import features, manifest, model, storage, views
 from captioner.config import JobConfig
@@ -44,6 +48,9 @@ def train(config: JobConfig) -> dict[str, Any]:
     counts = mixture.counts(config)
     images = {"train": mixture.drawn_of(counts, config), "val": _validation_images(config)}
     epochs = config.train.epochs + config.train.self_critical.epochs
+    # How often Ray Train asks its workers, which wait for it after every epoch: its own 2 s would
+    # be most of a short one.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     started = time.monotonic()
     with progress.show("train", images["train"] * epochs, config.run) as tally:
         task = Task(
@@ -56,7 +63,7 @@ def train(config: JobConfig) -> dict[str, Any]:
             threads=workers.threads,
             tally=tally,
         )
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = (ray.train.torch.TorchTrainer if config.cluster.address else OwnTrainer)(
             partial(work, task),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.range,
@@ -74,6 +81,10 @@ def train(config: JobConfig) -> dict[str, Any]:
                 failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
             ),
             datasets=_datasets(config, identity, sum(counts) + images["val"], tally),
+            # One worker reads all of val itself: no actor has to start to share it out.
+            dataset_config=ray.train.DataConfig(
+                datasets_to_split=["train"] if workers.range == 1 else "all"
+            ),
         )
         trainer.fit()
     seconds = time.monotonic() - started
@@ -89,6 +100,16 @@ def train(config: JobConfig) -> dict[str, Any]:
     }
     storage.write_summary(config.at("model"), summary)
     return summary
+
+
+class OwnTrainer(ray.train.torch.TorchTrainer):
+    """On a Ray session of one's own, which ends with its driver: without the actor that cleans up
+    after a driver that has died. It asks Ray's dashboard, which is not there, and at its end a
+    training waits for that for up to 12 s (Ray 2.60)."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
 def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary | None]:
