@@ -56,29 +56,35 @@ def url(run: JobConfig) -> str:
     return report.write(run)
 
 
-@pytest.fixture
-def page(url: str) -> Iterator[Any]:
-    with in_browser(url) as opened:
-        yield opened
-
-
-@contextlib.contextmanager
-def in_browser(url: str) -> Iterator[Any]:
-    """The page, which must say nothing on the console and ask for nothing."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
         )
-        opened = browser.new_page()
-        wrong: list[str] = []
-        opened.on("console", lambda message: wrong.append(message.text))
-        opened.on("pageerror", lambda error: wrong.append(str(error)))
-        opened.on("request", lambda asked: wrong.append(asked.url) if "file:" not in asked.url
-                  and not asked.url.startswith("data:") else None)  # fmt: skip
-        opened.goto(f"file://{url}")
-        opened.wait_for_selector("#found tr")
-        yield opened
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    with opened(browser, url) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def opened(browser: Any, url: str) -> Iterator[Any]:
+    """The page, which must say nothing on the console and ask for nothing."""
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: wrong.append(asked.url) if "file:" not in asked.url
+            and not asked.url.startswith("data:") else None)  # fmt: skip
+    page.goto(f"file://{url}")
+    page.wait_for_selector("#found tr")
+    yield page
+    page.close()
     assert wrong == []
 
 
@@ -152,7 +158,7 @@ def test_captions_are_filtered_by_score_length_and_error(page: Any) -> None:
 
 
 def test_captions_that_were_not_scored_are_sorted_and_filtered_by_confidence(
-    run: JobConfig, tmp_path: Path
+    browser: Any, run: JobConfig, tmp_path: Path
 ) -> None:
     rows = manifest.read(run.at("captions")).slice(0, 1500)
     for name in ("references", "bleu_4", "bleu_statistics"):
@@ -163,7 +169,7 @@ def test_captions_that_were_not_scored_are_sorted_and_filtered_by_confidence(
     config = run.model_copy(update={"run": str(tmp_path)})
     storage.write_table(config.at("captions", "one.parquet"), rows)
     shutil.copytree(run.at("manifest"), config.at("manifest"))
-    with in_browser(report.write(config)) as page:
+    with opened(browser, report.write(config)) as page:
         counted(page, "1,500 found")
         shown = [float(value) for value in column(page, 4) if value]
         assert shown == sorted(shown)

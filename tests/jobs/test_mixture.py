@@ -119,9 +119,7 @@ def test_a_run_of_another_encoder_is_refused_by_name(
 
 def test_epochs_of_two_runs_are_trained_on(cluster: str, runs: tuple[JobConfig, JobConfig]) -> None:
     config = mixed(runs, share=0.5)
-    changed = config.train.model_copy(
-        update={"epochs": 4, "patience": 4, "batch_size": 2, "tensorboard": True}
-    )
+    changed = config.train.model_copy(update={"epochs": 2, "batch_size": 2, "tensorboard": True})
     config = config.model_copy(update={"train": changed})
     storage.remove(config.at("model"))
     train.train(config)
