@@ -3,9 +3,11 @@ small data that the tests draw."""
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,42 @@ from tests.s3 import Door, serve
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
 TINY_VIT = REPOSITORY / "configs" / "tiny-vit"
+# The files that take longest, in that order: begun first, none of them is what the end waits for.
+LONGEST = [
+    "end_to_end/nodes",
+    "end_to_end/submit",
+    "end_to_end/run",
+    "end_to_end/demo",
+    "end_to_end/nightly",
+    "end_to_end/faults",
+    "end_to_end/storage_faults",
+    "end_to_end/sources",
+    "end_to_end/features",
+    "end_to_end/resume",
+    "end_to_end/bad_input",
+    "end_to_end/scores",
+    "end_to_end/bench",
+    "end_to_end/slurm",
+    "end_to_end/backends",
+    "end_to_end/autoscaling",
+    "end_to_end/exit_codes",
+    "jobs/mixture",
+    "jobs/score",
+    "jobs/datasets",
+    "jobs/stream",
+    "captioner/encoder",
+    "metrics/java",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadfile --no-loadscope-reorder`, the order of the files is that of the work."""
+
+    def place(item: pytest.Item) -> int:
+        name = f"{item.path.parent.name}/{item.path.stem.removeprefix('test_')}"
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -48,11 +86,30 @@ def cluster(s3: Door) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def scene_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a directory that pytest-xdist's processes share: the first that asks for it does."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def directory(name: str, make: Callable[[Path], object]) -> Path:
+        made, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(made, ignore_errors=True)  # left by one that has failed
+                made.mkdir()
+                make(made)
+                done.touch()
+        return made
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def scene_data(once: Callable[..., Path]) -> Path:
     """A hundred and twenty scenes with captions, in the layout of Flickr8k."""
-    data = tmp_path_factory.mktemp("scenes")
-    scenes.write(data, 120, seed=1)
-    return data
+    return once("scenes", lambda data: scenes.write(data, 120, seed=1))
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +130,8 @@ def captioner(cluster: str) -> Callable[..., Result]:
 
 
 def write_config(directory: Path, data: Path) -> Path:
-    """A configuration that takes the scenes through every stage in seconds."""
+    """A configuration that takes the scenes through every stage in seconds. Blocks are few: each
+    may start a worker, which takes longer than its work."""
     path = directory / "small.yaml"
     path.write_text(
         f"""
@@ -81,14 +139,14 @@ name: small
 run: {directory / "run"}
 source: {{images: {data / "Images"}, captions: {data / "captions.txt"}}}
 encoder: {{model: "local-dir:{TINY_VIT}", pretrained: none, batch_size: 16}}
-features: {{rows_per_file: 32}}
+features: {{rows_per_file: 64}}
 vocabulary: {{minimum_count: 2}}
 decoder: {{embed_size: 16, hidden_size: 32, attention_size: 32}}
 train: {{epochs: 2, batch_size: 16, learning_rate: 5.0e-3}}
 search: {{beam_size: 3, max_words: 16}}
-caption: {{splits: [train, val, test], rows_per_file: 32, batch_size: 8}}
+caption: {{splits: [train, val, test], rows_per_file: 64, batch_size: 8}}
 report: {{gallery: 4, attention: 1}}
-cluster: {{rows_per_block: 16}}
+cluster: {{rows_per_block: 48}}
 """
     )
     return path
@@ -102,17 +160,42 @@ def small_config(scene_data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def _finished(
-    captioner: Callable[..., Result], scene_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    directory = tmp_path_factory.mktemp("finished")
-    output = captioner("run", write_config(directory, scene_data)).output
-    return directory / "run", output
+    once: Callable[..., Path], captioner: Callable[..., Result], scene_data: Path
+) -> Path:
+    def run(directory: Path) -> None:
+        output = captioner("run", write_config(directory, scene_data)).output
+        (directory / "output.txt").write_text(output)
+
+    return once("finished", run)
 
 
 @pytest.fixture
-def finished_run(_finished: tuple[Path, str], tmp_path: Path) -> Path:
+def finished_run(_finished: Path, tmp_path: Path) -> Path:
     """A run directory with all stages done, the test's own."""
-    return Path(shutil.copytree(_finished[0], tmp_path / "run"))
+    return Path(shutil.copytree(_finished / "run", tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def _short(once: Callable[..., Path], captioner: Callable[..., Result], _finished: Path) -> Path:
+    def run(directory: Path) -> None:
+        shutil.copytree(_finished / "run", directory / "run")
+        again = ("--redo", "caption", "--set", "search.max_words=3")
+        output = captioner("run", directory / "run", *again).output
+        (directory / "output.txt").write_text(output)
+
+    return once("short", run)
+
+
+@pytest.fixture
+def short_run(_short: Path, tmp_path: Path) -> Path:
+    """The same, done again with captions of three words; the test's own."""
+    return Path(shutil.copytree(_short / "run", tmp_path / "short"))
+
+
+@pytest.fixture
+def short_output(_short: Path) -> str:
+    """What the command line said as it made ``short_run``."""
+    return (_short / "output.txt").read_text()
 
 
 @pytest.fixture
@@ -124,15 +207,20 @@ def extracted_run(finished_run: Path) -> Path:
 
 
 @pytest.fixture
-def finished_output(_finished: tuple[Path, str]) -> str:
+def finished_output(_finished: Path) -> str:
     """What the command line said as it made ``finished_run``."""
-    return _finished[1]
+    return (_finished / "output.txt").read_text()
+
+
+@pytest.fixture(scope="session")
+def many_scenes(once: Callable[..., Path]) -> Path:
+    """Four hundred scenes with captions."""
+    return once("many", lambda data: scenes.write(data, 400, seed=2))
 
 
 @pytest.fixture
-def slow_config(small_config: Path, tmp_path: Path, cluster: str) -> list[str]:
-    """Four hundred scenes, an encoder that takes a while, small files."""
-    scenes.write(tmp_path / "many", 400, seed=2)
+def slow_config(small_config: Path, many_scenes: Path, tmp_path: Path, cluster: str) -> list[str]:
+    """Four hundred scenes, an encoder that takes a while, small blocks and files."""
     tower = tmp_path / "tower"
     tower.mkdir()
     vision = {"image_size": 96, "patch_size": 12, "width": 384, "layers": 8, "head_width": 64}
@@ -140,9 +228,11 @@ def slow_config(small_config: Path, tmp_path: Path, cluster: str) -> list[str]:
     architecture = {"model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}}
     (tower / "open_clip_config.json").write_text(json.dumps(architecture))
     values = {
-        "source.images": tmp_path / "many" / "Images",
-        "source.captions": tmp_path / "many" / "captions.txt",
+        "source.images": many_scenes / "Images",
+        "source.captions": many_scenes / "captions.txt",
         "encoder.model": f"local-dir:{tower}",
+        "features.rows_per_file": 32,
+        "cluster.rows_per_block": 16,
         "cluster.address": cluster,
     }
     return [str(small_config), *(f"--set={key}={value}" for key, value in values.items())]

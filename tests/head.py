@@ -72,7 +72,7 @@ def head(directory: Path, secrets: dict[str, str]) -> Iterator[Head]:
     # Sockets lie in it, whose names may not be long.
     with tempfile.TemporaryDirectory(prefix="ray-") as session:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-        command += [f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=8"]
+        command += [f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=6"]
         command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
         command += [f"--metrics-export-port={metrics}"]
         command += ["--include-dashboard=true", f"--temp-dir={session}"]

@@ -54,6 +54,7 @@ def test_every_image_is_in_the_output_once_with_features_or_a_reason(
     for row in rows:
         assert (row["embedding"] is None) == (row["error"] is not None)
     assert "1 failed: not an image" in extracted
+    assert "no captions" in captioner("train", small_config, *changes, status=2).output
 
 
 def test_bad_images_get_caption_rows_with_reasons(
@@ -101,12 +102,3 @@ def test_features_of_another_encoder_are_refused(
     )  # fmt: skip
     assert "another encoder" in refused.output
     assert "weights_sha256" in refused.output
-
-
-def test_training_without_captions_says_so(
-    captioner: Cli, small_config: Path, tmp_path: Path
-) -> None:
-    changes = ("--set", "source.captions=null")
-    for stage in ("index", "extract"):
-        captioner(stage, small_config, *changes)
-    assert "no captions" in captioner("train", small_config, *changes, status=2).output

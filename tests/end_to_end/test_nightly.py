@@ -119,27 +119,6 @@ def test_captions_of_a_directory_follow_it(
     assert said == {**new, "01.txt": "written once"}
 
 
-def test_a_whole_run_follows_its_source(
-    captioner: Cli, small_config: Path, scene_data: Path, finished_run: Path, tmp_path: Path
-) -> None:
-    grown = tmp_path / "grown"
-    shutil.copytree(scene_data, grown)
-    at = (f"--set=source.images={grown / 'Images'}", f"--set=source.captions={grown}/captions.txt")
-    shutil.rmtree(tmp_path / "run")
-    captioner("run", small_config, *at)
-    assert "caption: done before" in captioner("run", small_config, *at).output
-    model = (tmp_path / "run" / "model" / "decoder.safetensors").read_bytes()
-    (one,) = sorted((grown / "Images").iterdir())[:1]
-    shutil.copy(one, grown / "Images" / "zzz.png")
-    with (grown / "captions.txt").open("a") as file:
-        file.write("zzz.png,A new scene .\n")
-    output = captioner("run", small_config, *at, "--update").output
-    assert "train: done before" in output
-    assert "caption: 121 rows, 1 new" in output
-    assert "BLEU, 121 images" in output
-    assert (tmp_path / "run" / "model" / "decoder.safetensors").read_bytes() == model
-
-
 def test_failed_images_are_tried_again_when_asked_for(
     captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
 ) -> None:

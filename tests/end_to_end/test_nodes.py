@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from captioner import scenes
 from jobs.stream import rows_written
 from tests.processes import Command, kill_with_children, wait_until, workers
 from tests.shards import assert_each_once
@@ -116,8 +115,9 @@ def test_two_nodes_train_as_one_does_even_if_one_of_them_is_lost(
     assert json.loads((finished_run / "model" / "_summary.json").read_text())["workers"] == 2
 
 
-def test_captioning_outlives_a_node(finished_run: Path, two_nodes: Nodes, tmp_path: Path) -> None:
-    scenes.write(tmp_path / "many", 400, seed=2)
+def test_captioning_outlives_a_node(
+    finished_run: Path, two_nodes: Nodes, scene_data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     options = {
         "cluster.address": two_nodes.address,
@@ -127,14 +127,14 @@ def test_captioning_outlives_a_node(finished_run: Path, two_nodes: Nodes, tmp_pa
         "search.beam_size": 200,  # slow enough to lose a node meanwhile
     }
     settings = [f"--set={key}={value}" for key, value in options.items()]
-    source = (str(tmp_path / "many" / "Images"), "--model", str(finished_run / "model"))
+    source = (str(scene_data / "Images"), "--model", str(finished_run / "model"))
     with Command("caption", *source, "--out", str(out), *settings) as command:
-        wait_until(lambda: rows_written(f"{out}/captions.checkpoints") >= 64, command)
+        wait_until(lambda: rows_written(f"{out}/captions.checkpoints") >= 32, command)
         assert two_nodes.workers("CaptionImages") == 2
         two_nodes.lose()
         output = command.finish()
-    assert "caption: 400 rows" in output
-    assert_each_once(str(out / "captions"), 400)
+    assert "caption: 120 rows" in output
+    assert_each_once(str(out / "captions"), 120)
 
 
 @pytest.fixture

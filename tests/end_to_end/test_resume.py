@@ -54,7 +54,6 @@ def test_training_killed_with_sigkill_goes_on_in_the_middle_of_an_epoch(
 ) -> None:
     config = [str(extracted_run), "--set", "train.epochs=2", "--set", "train.batch_size=2"]
     config += ["--set", "train.checkpoint_steps=12"]
-    config += ["--set", f"cluster.address={cluster}"]
     history = extracted_run / "model" / "history.jsonl"
     # Ray Train notes a checkpoint a moment after the worker has reported it.
     noted = extracted_run / "checkpoints" / "train" / "checkpoint_manager_snapshot.json"
@@ -62,7 +61,7 @@ def test_training_killed_with_sigkill_goes_on_in_the_middle_of_an_epoch(
     def a_checkpoint_is_noted() -> bool:
         return noted.exists() and "checkpoint_" in noted.read_text()
 
-    with Command("train", *config) as command:
+    with Command("train", *config, f"--set=cluster.address={cluster}") as command:
         wait_until(a_checkpoint_is_noted, command)
     begun = len(history.read_text().splitlines()) if history.exists() else 0
     assert begun < 2

@@ -7,17 +7,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from nltk.translate.bleu_score import corpus_bleu
 from webdataset import WebDataset
 
-from captioner import features, manifest
-from captioner.config import load
-from captioner.encoder import Encoder
-from captioner.images import decode
+from captioner import manifest
 from captioner.vocabulary import tokenize
 from tests.language import save_gpt2
 
@@ -73,14 +69,11 @@ def test_scores_equal_those_of_nltk_on_the_collected_captions(finished_run: Path
         assert scores["one_reference"][f"bleu_{order}"] == pytest.approx(one, abs=1e-9)
 
 
-def test_feature_shards_are_bounded_and_readable_by_arrow_alone(
-    captioner: Cli, small_config: Path, tmp_path: Path
-) -> None:
-    captioner("index", small_config)
-    captioner("extract", small_config)
-    files = sorted((tmp_path / "run" / "features").glob("*.parquet"))
+def test_feature_shards_are_bounded_and_readable_by_arrow_alone(finished_run: Path) -> None:
+    files = sorted((finished_run / "features").glob("*.parquet"))
     rows = [pq.read_metadata(file).num_rows for file in files]
-    assert max(rows) <= 32
+    assert max(rows) <= 64
+    assert len(rows) > 1
     assert sum(rows) == 120
     schema = pq.read_schema(files[0])
     assert str(schema.field("embedding").type) == "fixed_size_list<element: halffloat>[128]"
@@ -88,30 +81,6 @@ def test_feature_shards_are_bounded_and_readable_by_arrow_alone(
     encoder = json.loads(schema.metadata[b"captioner.encoder"])
     assert encoder["pretrained"] == "none"
     assert len(encoder["weights_sha256"]) == 64
-
-
-def test_training_images_are_encoded_mirrored_and_in_part_too(
-    captioner: Cli, small_config: Path, tmp_path: Path
-) -> None:
-    captioner("index", small_config)
-    views = ("--set", "features.mirrored=true", "--set", "features.parts=2")
-    captioner("extract", small_config, *views)
-    rows = manifest.read(str(tmp_path / "run" / "features"))
-    training = rows["split"].to_pylist()
-    for name in ("embedding_mirrored", "tokens_mirrored", "embedding_part_2", "tokens_part_1"):
-        assert rows[name].is_valid().to_pylist() == [split == "train" for split in training]
-    row = next(row for row in range(len(rows)) if training[row] == "train")
-    options = load(str(small_config)).encoder
-    encoder = Encoder(options)
-    data = Path(rows["uri"][row].as_py()).read_bytes()
-    pixels = decode(data, encoder.identity.preprocessing, 10**6).pixels
-    assert pixels is not None
-    embedding, _ = encoder.encode(pixels[None, :, ::-1].copy())
-    found = features.to_numpy(rows["embedding_mirrored"].slice(row, 1))
-    plain = features.to_numpy(rows["embedding"].slice(row, 1))
-    # A random tower sees little difference, but some.
-    assert np.abs(found - embedding.numpy()).max() < np.abs(found - plain).max() / 4
-    captioner("train", small_config, *views, "--set", "train.epochs=1")
 
 
 def test_a_finished_run_goes_on_with_self_critical_training(
@@ -167,11 +136,9 @@ def test_run_directory_of_another_configuration_is_refused_with_the_difference(
     captioner("index", small_config, "--set", "cluster.rows_per_block=8")  # speed only
 
 
-def test_redo_replaces_a_stage_and_what_comes_after(captioner: Cli, finished_run: Path) -> None:
-    again = ("--redo", "caption", "--set", "search.max_words=3")
-    output = captioner("run", finished_run, *again).output
-    assert output.count("done before, skipped") == 3
-    captions = manifest.read(str(finished_run / "captions"), ["caption"])["caption"]
+def test_redo_replaces_a_stage_and_what_comes_after(short_run: Path, short_output: str) -> None:
+    assert short_output.count("done before, skipped") == 3
+    captions = manifest.read(str(short_run / "captions"), ["caption"])["caption"]
     assert len(captions) == 120
     assert max(len(caption.split()) for caption in captions.to_pylist()) <= 3
 
@@ -211,11 +178,3 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
     assert "caption: nothing new; 120 rows" in captioner(*arguments).output
     assert "report.html" in captioner("report", out).output
     assert "All 120 images" in (out / "report.html").read_text()
-
-
-def test_demo_runs_and_says_that_it_is_synthetic(captioner: Cli, tmp_path: Path) -> None:
-    options = ("--scenes", "60", "--set", "train.epochs=1", "--set", "vocabulary.minimum_count=1")
-    output = captioner("demo", "--out", tmp_path / "demo", *options).output
-    assert output.count("RANDOM WEIGHTS") >= 2
-    assert "always the most frequent caption" in output
-    assert (tmp_path / "demo" / "report.html").exists()

@@ -95,16 +95,16 @@ def test_missing_java_is_told_before_a_run_begins(
     assert not (tmp_path / "run" / "manifest").exists()
 
 
-def test_two_runs_are_compared(captioner: Cli, finished_run: Path, tmp_path: Path) -> None:
-    short = Path(shutil.copytree(finished_run, tmp_path / "short"))
-    captioner("run", short, "--redo", "caption", "--set", "search.max_words=2")
+def test_two_runs_are_compared(
+    captioner: Cli, finished_run: Path, short_run: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "pages" / "compare.html"
-    output = captioner("compare", finished_run, short, "--out", page).output
-    assert "search.max_words: 16 in A, 2 in B" in output
+    output = captioner("compare", finished_run, short_run, "--out", page).output
+    assert "search.max_words: 16 in A, 3 in B" in output
     assert re.search(r"BLEU-4 +\d\.\d{4} +\d\.\d{4} +-\d\.\d{4} .* real", output)
     assert "B's tower: the same" in output
     assert "120 images" in output
     assert "Better in A" in page.read_text()
-    shutil.rmtree(short / "scores")
-    refused = captioner("compare", short, finished_run, status=2)
+    shutil.rmtree(short_run / "scores")
+    refused = captioner("compare", short_run, finished_run, status=2)
     assert "not scored; run `captioner score` there first" in refused.output
