@@ -22,6 +22,7 @@ from captioner.images import Preprocessing
 from jobs import extract, logs, session, stream, table_rows
 from jobs.bench_memory import Peaks
 from jobs.bench_stubs import EncodeNothing, make_pixels
+from jobs.tasks import map_batches
 
 _PIXELS = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _EMBEDDING = 512
@@ -106,11 +107,11 @@ def extract_nothing(
     batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
 
     def build(images: Dataset, tally: Any) -> Dataset:
-        made = images.map_batches(
+        made = map_batches(
+            images,
             make_pixels,
             fn_args=(pixels, decode_rate),
             batch_size=None,
-            batch_format="pyarrow",
             num_cpus=config.cluster.decode_cpus,
         )
         arguments = (schema, tally, encoder_rate)

@@ -55,7 +55,7 @@ def export(url: str, out: str, layout: str, address: str | None = None) -> str:
     """
     import ray  # not above: `describe` needs no Ray, and should not wait for it
 
-    from jobs import session
+    from jobs import session, tasks
 
     url, identity, is_whole = _open(url)
     if not is_whole:
@@ -63,7 +63,7 @@ def export(url: str, out: str, layout: str, address: str | None = None) -> str:
     out = storage.resolve(out)
     _refuse(out, url)
     session.start(Cluster(address=address))
-    task = ray.remote(LAYOUTS[layout])
+    task = ray.remote(tasks.redacting(LAYOUTS[layout]))
     done = ray.get([task.remote(file, out, number) for number, file in enumerate(_files(url))])
     images, left_out = sum(shard.images for shard in done), sum(shard.left_out for shard in done)
     summary = {"features": url, "layout": layout, "images": images, "left_out": left_out}

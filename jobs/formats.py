@@ -14,6 +14,7 @@ from captioner import caption_files, manifest, storage
 from captioner.config import JobConfig
 from captioner.reading import read_images
 from jobs.outputs import FORMATS
+from jobs.tasks import redacting
 
 _WRITTEN = "_formats.json"  # of which captions each form is: one that was killed is done again
 _ROWS = 10_000
@@ -79,6 +80,7 @@ def _sidecars(config: JobConfig, target: str) -> int:
 
 
 @ray.remote
+@redacting
 def _sidecars_of(file: str, target: str, shared: Any, after: int) -> int:
     with storage.parquet(file) as parquet:
         rows = parquet.read(["image_id", "serial", "caption"])
@@ -97,6 +99,7 @@ def _webdataset(config: JobConfig, target: str) -> int:
 
 
 @ray.remote
+@redacting
 def _tar_of(file: str, target: str, number: int, config: JobConfig) -> int:
     columns = ["image_id", "serial", *caption_files.CSV_COLUMNS[1:5]]
     with storage.parquet(file) as parquet:

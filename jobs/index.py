@@ -22,6 +22,7 @@ from captioner import captions, manifest, sources, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from jobs import blocks, progress, session, stream
+from jobs.tasks import map_batches
 
 _ROWS = 100_000  # compared at once
 
@@ -94,19 +95,18 @@ def listing(
     Raises:
         InputError: two files with the same id.
     """
-    each: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     found: list[Dataset] = []
     if unknown := [vars(part) for part in parts if part.url not in known]:
         parts_found = ray.data.from_items(unknown)
         found.append(
-            parts_found.map_batches(blocks.list_part, fn_args=(config.source, tally), **each)
+            map_batches(parts_found, blocks.list_part, fn_args=(config.source, tally), batch_size=1)
         )
     if known:
         shards = ray.put(known)
         files = ray.data.from_items(
             [{"file": file} for file in manifest.files(config.at("manifest"))]
         )
-        found.append(files.map_batches(blocks.list_known, fn_args=(shards, tally), **each))
+        found.append(map_batches(files, blocks.list_known, fn_args=(shards, tally), batch_size=1))
     dataset = found[0].union(*found[1:]) if len(found) > 1 else found[0]
     held = (
         sources.LISTING.empty_table()

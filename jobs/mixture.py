@@ -16,6 +16,7 @@ from captioner import chance, features, manifest, storage, views
 from captioner.config import JobConfig, Share
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
+from jobs.tasks import map_batches
 
 # Serials begin at 0 in every run. Beyond so many, those of the next run begin.
 _SERIALS = 1 << 48
@@ -69,12 +70,9 @@ def shards(config: JobConfig, columns: list[str], tally: Any) -> Dataset:
     """Rows of all runs' feature shards, the shards spread; of each row group one view."""
     urls = [manifest.files(storage.join(run.run, "features")) for run in runs(config)]
     files = spread(urls)
-    return ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
-        read_shards,
-        fn_args=(columns, views.suffixes(config.features), config.train.seed, tally),
-        batch_size=1,
-        batch_format="pyarrow",
-    )
+    arguments = (columns, views.suffixes(config.features), config.train.seed, tally)
+    rows = ray.data.from_items(files, override_num_blocks=len(files))
+    return map_batches(rows, read_shards, fn_args=arguments, batch_size=1)
 
 
 def spread(urls: list[list[str]]) -> list[dict[str, Any]]:

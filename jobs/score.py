@@ -21,7 +21,7 @@ from captioner import features, manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import ORDERS, CiderD, Variety, java, most_frequent
-from jobs import progress, score_actors, session, stream, table_rows
+from jobs import progress, score_actors, session, stream, table_rows, tasks
 
 COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
 _ROWS_PER_BLOCK = 1_000
@@ -93,15 +93,12 @@ def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images:
     schema = scores.schema(config.score.also, grouped=by is not None)
     columns = [*COLUMNS, "split"] if by == "split" else COLUMNS
     with progress.show("score", images, config.run) as tally, stream.readable_errors(tally, target):
-        rows = table_rows.read(config.at("captions"), columns, _ROWS_PER_BLOCK).map_batches(
-            _score_block,
-            fn_args=(ray.put(cider), baseline, by),
-            batch_size=None,
-            batch_format="pyarrow",
-        )
-        score_actors.add(rows, config, tally).map_batches(
-            _finish, fn_args=(schema.names, tally), batch_size=None, batch_format="pyarrow"
-        ).write_datasink(stream.Shards(target, schema, _ROWS_PER_FILE, _ROWS_PER_BLOCK))
+        rows = table_rows.read(config.at("captions"), columns, _ROWS_PER_BLOCK)
+        arguments = (ray.put(cider), baseline, by)
+        rows = tasks.map_batches(rows, _score_block, fn_args=arguments, batch_size=None)
+        rows = score_actors.add(rows, config, tally)
+        rows = tasks.map_batches(rows, _finish, fn_args=(schema.names, tally), batch_size=None)
+        rows.write_datasink(stream.Shards(target, schema, _ROWS_PER_FILE, _ROWS_PER_BLOCK))
 
 
 def _score_block(rows: pa.Table, cider: Any, baseline: list[str], by: str | None) -> pa.Table:
@@ -140,7 +137,7 @@ def _added_up(
     add: Callable[[list[pa.Table]], pa.Table],
 ) -> pa.Table:
     parts: list[pa.Table] = []
-    counted = rows.map_batches(count, batch_size=None, batch_format="pyarrow")
+    counted = tasks.map_batches(rows, count, batch_size=None)
     for part in counted.iter_batches(batch_size=None, batch_format="pyarrow"):
         parts.append(part)
         if len(parts) == _PARTS_AT_ONCE:

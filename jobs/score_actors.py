@@ -20,6 +20,7 @@ from captioner.metrics import clip, java
 from captioner.vocabulary import tokenize
 from jobs import session, stream
 from jobs.tally import telling
+from jobs.tasks import map_batches
 
 _METEOR_BATCH = 256
 _SPICE_BATCH = 10_000  # each starts Java, and loads models, anew
@@ -68,12 +69,12 @@ def add(rows: Dataset, config: JobConfig, tally: Any) -> Dataset:
 
 
 def _alone(rows: Dataset, actor: type, batch_size: int, tally: Any) -> Dataset:
-    return rows.map_batches(
+    return map_batches(
+        rows,
         actor,
         fn_constructor_args=(tally,),
         compute=ActorPoolStrategy(size=1),
         batch_size=batch_size,
-        batch_format="pyarrow",
         num_cpus=1,
     )
 

@@ -33,6 +33,7 @@ from jobs.outputs import rows_written
 from jobs.session import Workers
 from jobs.table_rows import Input, rows_per_block
 from jobs.tally import ErrorLimits
+from jobs.tasks import map_batches, redacting
 
 _ROWS_PER_GROUP = 256  # of a row group: what a reader of some rows has to read at least
 
@@ -147,6 +148,8 @@ class Shards(ParquetDatasink):
             },
         )
 
+    write = redacting(ParquetDatasink.write)
+
     @property
     def min_rows_per_write(self) -> int:
         return self._enough
@@ -211,11 +214,9 @@ def _drop_outdated(target: str, current: Any) -> None:
     fs, _ = storage.filesystem(target)
     shards = (file for file in storage.files(target, "") if file.endswith(".parquet"))
     files = [{"path": file} for file in shards]
-    ray.data.from_items(files).map_batches(
-        drop_outdated,
-        fn_args=(fs, ray.put(np.asarray(current))),
-        batch_size=16,
-        batch_format="pyarrow",
+    arguments = (fs, ray.put(np.asarray(current)))
+    map_batches(
+        ray.data.from_items(files), drop_outdated, fn_args=arguments, batch_size=16
     ).materialize()
 
 
@@ -228,7 +229,8 @@ def decoded(
     ``pixels`` is a fixed-size binary of ``height * width * 3`` bytes, null where ``error`` is
     set: uint8 is a quarter of what normalised floats would send between processes.
     """
-    return images.map_batches(
+    return map_batches(
+        images,
         decode_block,
         fn_kwargs={
             "target": target,
@@ -239,7 +241,6 @@ def decoded(
             "tally": tally,
         },
         batch_size=None,
-        batch_format="pyarrow",
         num_cpus=config.cluster.decode_cpus,
     )
 
@@ -248,12 +249,12 @@ def in_pool(
     rows: Dataset, actor: type, arguments: tuple[Any, ...], batch_size: int, pool: Workers
 ) -> Dataset:
     """Pass rows through a pool of actors, in batches of this size where blocks are ``fitting``."""
-    return rows.map_batches(
+    return map_batches(
+        rows,
         actor,
         fn_constructor_args=arguments,
         compute=pool.strategy,
         batch_size=batch_size,
-        batch_format="pyarrow",
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         # To ask for something that decoding tasks do not also keeps Ray from fusing those into the

@@ -13,6 +13,7 @@ from ray.data import Dataset
 from captioner import storage
 from captioner.config import JobConfig
 from jobs.blocks import newer
+from jobs.tasks import map_batches
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class Input:
     def read(self, after: int, rows_per_block: int) -> Dataset:
         """The rows with serials greater than ``after``, in blocks of so many."""
         rows = read(self.url, [*self.columns], rows_per_block)
-        return rows.map_batches(
-            newer, fn_args=(after, [*self.splits]), batch_size=None, batch_format="pyarrow"
-        )
+        return map_batches(rows, newer, fn_args=(after, [*self.splits]), batch_size=None)
 
 
 def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:

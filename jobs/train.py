@@ -28,6 +28,7 @@ from captioner.training import batches
 from captioner.training.progress import Progress
 from captioner.vocabulary import END, Vocabulary
 from jobs import blocks, cost, mixture, progress, session, table_rows
+from jobs.tasks import map_batches
 from jobs.train_worker import Task, work
 
 _CAPTION_BYTES = 1024  # of an image's captions, cut into words
@@ -163,7 +164,7 @@ def _training_captions(config: JobConfig, count: Any) -> Iterator[Dataset]:
     for run in mixture.runs(config):
         url = storage.join(run.run, "manifest")
         rows = table_rows.read(url, ["split", "captions"], 10_000)
-        yield rows.map_batches(count, batch_size=None, batch_format="pyarrow")
+        yield map_batches(rows, count, batch_size=None)
 
 
 def _datasets(
@@ -180,11 +181,9 @@ def _datasets(
             datasets[split] = datasets[split].materialize()
     shares = [run.share for run in mixture.runs(config)]
     if min(shares) < 1.0:
-        datasets["train"] = datasets["train"].map_batches(
-            mixture.drawn,
-            fn_args=(shares, config.train.seed, tally),
-            batch_size=None,
-            batch_format="pyarrow",
+        arguments = (shares, config.train.seed, tally)
+        datasets["train"] = map_batches(
+            datasets["train"], mixture.drawn, fn_args=arguments, batch_size=None
         )
     return datasets
 
@@ -200,9 +199,7 @@ def feature_rows(
         rows = mixture.shards(config, columns, tally)
     else:
         rows = table_rows.shards(config.at("features"), columns)
-    return rows.map_batches(
-        blocks.trainable, fn_args=(split,), batch_size=None, batch_format="pyarrow"
-    )
+    return map_batches(rows, blocks.trainable, fn_args=(split,), batch_size=None)
 
 
 def read_history(config: JobConfig) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from captioner.training.learner import Learner, Totals, train_epoch, validate
 from captioner.training.objective import Loss, cross_entropy
 from captioner.training.progress import Progress, Stage
 from captioner.training.self_critical import Reward, self_critical
+from jobs.tasks import redacting
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class Task:
     tally: Any
 
 
+@redacting
 def work(task: Task) -> None:
     """Train until the progress says that it is over."""
     torch.set_num_threads(task.threads)
