@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import jsonschema
 import pytest
@@ -160,6 +161,26 @@ def test_the_cluster_can_grow_to_what_the_jobs_need(overlay: str) -> None:
     assert int(values["TRAIN_WORKERS"]) <= gpus["maxReplicas"]
     total = sum(one["maxReplicas"] * int(one["rayStartParams"]["num-cpus"]) for one in (gpus, cpus))
     assert total >= int(values["GPUS"]) + _SPARE_CPUS
+
+
+def test_blocks_of_many_gpus_are_large() -> None:
+    """One driver schedules so many blocks a second: cluster/SIZING.md."""
+    config = configuration.load(str(REPOSITORY / "configs" / "cluster.yaml"), [])
+    assert config.cluster.rows_per_block == 1024
+    for name in ("extract", "caption", "nightly"):
+        entrypoint = ray_jobs("large")[f"captioner-{name}"]["entrypoint"]
+        assert "--set cluster.rows_per_block=$ROWS_PER_BLOCK" in entrypoint
+    places = {one["metadata"]["name"]: one for one in of_kind("large", "ConfigMap")}
+    assert places["captioner-places"]["data"]["ROWS_PER_BLOCK"] == "1024"
+
+
+def test_the_readme_opens_the_gates_that_the_nightly_job_needs() -> None:
+    """KubeRay refuses a deletionStrategy without the second."""
+    assert "deletionStrategy" in ray_jobs("small")["captioner-nightly"]
+    readme = (KUBERAY.parent / "README.md").read_text()
+    gates = dict(re.findall(r"featureGates\[(\d)\]\.name=(\w+)", readme))
+    assert set(gates.values()) == {"RayCronJob", "RayJobDeletionPolicy"}
+    assert set(re.findall(r"featureGates\[(\d)\]\.enabled=true", readme)) == set(gates)
 
 
 def test_places_are_placeholders(overlay: str) -> None:
