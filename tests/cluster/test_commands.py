@@ -10,6 +10,7 @@ import yaml
 
 from tests.cluster import commands
 from tests.cluster.manifests import CLUSTER, OVERLAYS, of_kind, pods, ray_jobs
+from tests.conftest import REPOSITORY
 
 PAGES = [*CLUSTER.glob("*.md"), *CLUSTER.glob("slurm/*"), *CLUSTER.glob("ray-up/*")]
 
@@ -68,6 +69,32 @@ def test_mistakes_are_found(line: str, what: str) -> None:
     assert what in errors[0]
 
 
+def test_commands_of_ray() -> None:
+    """The Slurm script's are run, by a test of its own."""
+    lines = commands.of_ray((CLUSTER / "README.md").read_text())
+    assert {line.split()[0] for line in lines} == {
+        "get-auth-token", "up", "dashboard", "down", "start", "status"
+    }  # fmt: skip
+    for path in CLUSTER.glob("ray-up/*"):
+        config = yaml.safe_load(path.read_text())
+        starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+        lines += [start.partition("bin/ray ")[2] for start in starts]
+    assert [error for line in lines for error in commands.check_ray(line)] == []
+    assert commands.check_ray("start --haed") != []
+    assert commands.check_ray("strat --head") != []
+
+
+def test_metrics_of_the_pages_are_those_that_ray_exports() -> None:
+    told = (REPOSITORY / "jobs" / "tally.py").read_text()
+    names = {
+        f"ray_{name}{'_total' if kind == 'CounterMetric' else ''}"
+        for kind, name in re.findall(r"(CounterMetric|Gauge)\(\s*\"(\w+)\"", told)
+    }
+    assert len(names) == 4
+    for page in (CLUSTER / "README.md", REPOSITORY / "README.md"):
+        assert set(re.findall(r"`(\w*captioner_\w+)`", page.read_text())) == names
+
+
 def test_selectors_of_the_readme_select_something() -> None:
     text = (CLUSTER / "README.md").read_text()
     steps = re.findall(r"-l app.kubernetes.io/component=(\w+)", text)
@@ -81,7 +108,6 @@ def test_selectors_of_the_readme_select_something() -> None:
 
 def test_configuration_names_nothing_unknown() -> None:
     from captioner import config as configuration
-    from tests.conftest import REPOSITORY
 
     text = (REPOSITORY / "configs" / "cluster.yaml").read_text()
     configuration.parse(yaml.safe_load(text), "configs/cluster.yaml")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,18 @@ def test_nothing_is_open(config: dict[str, Any]) -> None:
             assert "RAY_AUTH_MODE=token" in command
     assert any("--dashboard-host=127.0.0.1" in command for command in starts)
     assert "~/.ray/auth_token" in config["file_mounts"]
+
+
+def test_jobs_find_captioner(config: dict[str, Any]) -> None:
+    """They run with the environment of the head's Ray, which a login shell has started."""
+    (start,) = [line for line in config["head_start_ray_commands"] if "ray start" in line]
+    told = start.replace("~/venv/bin/ray", "printenv PATH #")
+    found = subprocess.run(
+        ["bash", "-c", told], env={"HOME": "/home/ubuntu", "PATH": os.environ["PATH"]},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout.startswith("/home/ubuntu/venv/bin:")
+    assert any("~/venv/bin/pip install" in line for line in config["setup_commands"])
 
 
 def test_constraints_and_extras_exist(config: dict[str, Any]) -> None:
