@@ -12,10 +12,7 @@ help: ## List what can be made
 run: $(INSTALLED) ## Install, and run the demonstration: images in, captions and scores out
 	$(BIN)/captioner demo
 
-test: ## Install, check, and run the tests
-	$(MAKE) --jobs 2 check suite
-
-suite: $(INSTALLED)
+test: check ## Install, check, and run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## Lint, format and types

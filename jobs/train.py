@@ -13,9 +13,6 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from ray.data import Dataset
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
 
 from captioner import features, manifest, model, storage, views
 from captioner.config import JobConfig
@@ -110,7 +107,7 @@ class OwnTrainer(ray.train.torch.TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
 
 def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary | None]:
