@@ -34,7 +34,7 @@ class Head:
         """The command line in a process that has the cluster's token."""
         with self.started(*arguments, **more) as process:
             try:
-                out, err = process.communicate(timeout=240)
+                out, err = process.communicate(timeout=500)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
