@@ -50,15 +50,22 @@ def counts(config: JobConfig) -> list[int]:
     Raises:
         InputError: one has none.
     """
-    counts = []
-    for run in runs(config):
-        counts.append(manifest.count(storage.join(run.run, "manifest"), ["train"]))
-        if not counts[-1]:
-            raise InputError(
-                f"{run.run}: no images in the train split: training needs train and val images "
-                "with captions (source.captions, split)"
-            )
-    return counts
+    return [trainable(run.run, "train") for run in runs(config)]
+
+
+def trainable(run: str, split: str) -> int:
+    """How many images of a run's split can be learned from.
+
+    Raises:
+        InputError: none.
+    """
+    count = features.count_trainable(storage.join(run, "features"), split)
+    if not count:
+        raise InputError(
+            f"{run}: no images in the {split} split have features and captions: training needs "
+            "such train and val images (source.captions, split)"
+        )
+    return count
 
 
 def drawn_of(counts: list[int], config: JobConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -12,9 +13,9 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
-from ray.data import Dataset
+from ray.data import DataContext, Dataset
 
-from captioner import features, manifest, model, storage, views
+from captioner import features, model, storage, views
 from captioner.config import JobConfig
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
@@ -41,16 +42,20 @@ def train(config: JobConfig) -> dict[str, Any]:
     session.begin(config)
     workers = session.trainers(config)
     vocabulary = vocabulary or build_vocabulary(config)
+    counts = mixture.counts(config)
+    validated = mixture.trainable(config.run, "val")
+    images = {"train": mixture.drawn_of(counts, config), "val": validated}
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
-    counts = mixture.counts(config)
-    images = {"train": mixture.drawn_of(counts, config), "val": _validation_images(config)}
     epochs = config.train.epochs + config.train.self_critical.epochs
     # How often Ray Train asks its workers, which wait for it after every epoch: its own 2 s would
     # be most of a short one.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     started = time.monotonic()
-    with progress.show("train", images["train"] * epochs, config.run) as tally:
+    with (
+        progress.show("train", images["train"] * epochs, config.run) as tally,
+        _in_order(workers) as ingest,
+    ):
         task = Task(
             config=config,
             vocabulary=vocabulary,
@@ -79,10 +84,7 @@ def train(config: JobConfig) -> dict[str, Any]:
                 failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
             ),
             datasets=_datasets(config, identity, sum(counts) + images["val"], tally),
-            # One worker reads all of val itself: no actor has to start to share it out.
-            dataset_config=ray.train.DataConfig(
-                datasets_to_split=["train"] if workers.range == 1 else "all"
-            ),
+            dataset_config=ingest,
         )
         trainer.fit()
     seconds = time.monotonic() - started
@@ -110,6 +112,22 @@ class OwnTrainer(ray.train.torch.TorchTrainer):
         return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
 
+@contextlib.contextmanager
+def _in_order(workers: session.Workers) -> Iterator[ray.train.DataConfig]:
+    """How workers get their rows: as they stand in the shards, whichever task is the first to be
+    done, or a seed would not give the same model again."""
+    options = DataContext.get_current().execution_options
+    before, options.preserve_order = options.preserve_order, True
+    try:
+        yield ray.train.DataConfig(
+            # One worker reads all of val itself: no actor has to start to share it out.
+            datasets_to_split=["train"] if workers.range == 1 else "all",
+            execution_options=ray.train.DataConfig.default_ingest_options(),
+        )
+    finally:
+        options.preserve_order = before
+
+
 def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary | None]:
     """The language model that the decoder begins with, if any.
 
@@ -122,16 +140,6 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
     language_model, vocabulary = LanguageModel.pretrained(name)
     GPT2Decoder(language_model=language_model, embedding_size=1).load_pretrained(name)
     return language_model, vocabulary
-
-
-def _validation_images(config: JobConfig) -> int:
-    count = manifest.count(config.at("manifest"), ["val"])
-    if not count:
-        raise InputError(
-            "no images in the val split: training needs train and val images with captions "
-            "(source.captions, split)"
-        )
-    return count
 
 
 def build_vocabulary(config: JobConfig) -> Vocabulary:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
-from captioner import features, storage
+from captioner import features, manifest, storage
 from captioner.config import JobConfig, Share
 from captioner.errors import InputError
 from captioner.metrics import CiderD
@@ -49,7 +51,7 @@ def test_rows_of_both_runs_come_once_each_with_serials_of_their_own(
     assert len(rows) == len(set(serials)) == 2 * len(alone) == 6  # one of four has failed
     own = {row["serial"] for row in alone}
     assert set(serials) == own | {serial + (1 << 48) for serial in own}
-    assert mixture.counts(config) == [4, 4]
+    assert mixture.counts(config) == [3, 3]
     assert mixture.drawn_of([4, 4], mixed(runs, share=0.5)) == 6
     assert len(train.feature_rows(config, identity, "val").take_all()) == 2  # this run's alone
 
@@ -91,7 +93,7 @@ def test_the_vocabulary_and_rewards_are_of_all_runs(
     both = train.build_vocabulary(mixed(runs))
     assert sorted(both.words) == sorted(train.build_vocabulary(runs[0]).words)  # alike, but twice
     for config, times in ((runs[0], 1), (mixed(runs), 2)):
-        rows = train.manifest.read(config.at("manifest"), ["captions"], ["train"]).to_pylist()
+        rows = manifest.read(config.at("manifest"), ["captions"], ["train"]).to_pylist()
         references = [[[*tokenize(text), END] for text in row["captions"]] for row in rows] * times
         expected, found = CiderD.of_references(references), train.cider(config)
         said = references[0][0][:-2]
@@ -115,6 +117,23 @@ def test_a_run_of_another_encoder_is_refused_by_name(
     empty = config.train.model_copy(update={"mixed_with": [nothing]})
     with pytest.raises(InputError, match="no features here"):
         mixture.check(config.model_copy(update={"train": empty}), identity)
+
+
+def test_images_without_captions_are_none_to_validate_by(
+    cluster: str, runs: tuple[JobConfig, JobConfig], tmp_path: Path
+) -> None:
+    """The loss of no words would be the best there is."""
+    config = runs[0].model_copy(update={"run": str(tmp_path)})
+    rows = manifest.read(runs[0].at("features"))
+    captions = zip(rows["split"].to_pylist(), rows["captions"].to_pylist())
+    place = rows.schema.get_field_index("captions")
+    left = pa.array([[] if split == "val" else texts for split, texts in captions])
+    shutil.copytree(runs[0].at("manifest"), config.at("manifest"))
+    rows = rows.set_column(place, rows.schema.field(place), left)
+    storage.write_table(config.at("features", "one.parquet"), rows)
+    with pytest.raises(InputError, match="no images in the val split have features and captions"):
+        train.train(config)
+    assert not storage.exists(config.at("model"))
 
 
 def test_epochs_of_two_runs_are_trained_on(cluster: str, runs: tuple[JobConfig, JobConfig]) -> None:

@@ -1,0 +1,27 @@
+"""What training asks of the data that it is fed with."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray.data
+from ray.data import DataContext
+
+from jobs import session, train
+
+
+def test_rows_come_in_the_order_of_the_shards_whichever_task_is_the_last(cluster: str) -> None:
+    def first_is_slow(rows: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(3.0 if 0 in rows["id"] else 0.0)
+        return rows
+
+    def read() -> list[int]:
+        rows = ray.data.range(4, override_num_blocks=4).map_batches(first_is_slow, batch_size=None)
+        return [row["id"] for row in rows.materialize().take_all()]
+
+    with train._in_order(session.Workers(1, 1, 0)) as ingest:
+        assert read() == [0, 1, 2, 3]
+        assert ingest._resolve_execution_options("train").preserve_order  # in the workers too
+    assert not DataContext.get_current().execution_options.preserve_order
+    assert read()[0] != 0  # what would come without
