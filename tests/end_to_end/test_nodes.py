@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from click.testing import Result
+from ray.experimental import internal_kv
 
 from jobs.stream import rows_written
 from tests.processes import Command, kill_with_children, wait_until, workers
@@ -45,6 +47,8 @@ class Nodes:
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
+        if ray.is_initialized():  # by then Ray has forgotten the cluster that all tests share
+            internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
     def workers(self, name: str) -> int:
         """How many workers are called so, on all nodes."""
