@@ -27,13 +27,6 @@ from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-
-# On a CPU a batch goes through the tower in parts whose largest activation is of so many bytes:
-# they fit its cache, and memory does not grow with the batch. glibc would take pieces of over 32 MB
-# from the kernel, zeros and all, each time.
-_ACTIVATION_BYTES = 16 * 1024**2
-
 
 @dataclass(frozen=True)
 class Tower:
@@ -83,11 +76,7 @@ class Encoder:
         self._shift = shift.view(1, 3, 1, 1).to(self._device)
         self._with_tokens = options.tokens
         blank = np.zeros((1, preprocessing.height, preprocessing.width, 3), np.uint8)
-        self._at_once: int | None = None
-        with _largest_output(self._tower) as largest:
-            embedding, tokens = self.encode(blank)
-        if self._device.type == "cpu" and not options.compile:
-            self._at_once = max(1, _ACTIVATION_BYTES // largest.bytes)
+        embedding, tokens = self.encode(blank)
         self._nothing = embedding[:0], None if tokens is None else tokens[:0]
         schema, _ = parse_model_name(options.model)
         own_weights = schema is not None and options.pretrained != "none"
@@ -104,7 +93,7 @@ class Encoder:
         )
 
     @torch.inference_mode()
-    def encode(self, pixels: Pixels) -> tuple[Tensor, Tensor | None]:
+    def encode(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Tensor, Tensor | None]:
         """Encode ``pixels: (batch, height, width, 3) uint8``.
 
         Returns:
@@ -114,15 +103,6 @@ class Encoder:
         """
         if not len(pixels):  # many towers reshape to -1, which an empty batch leaves open
             return self._nothing
-        count = len(pixels)
-        step = self._at_once or count
-        parts = [self._encode(pixels[at : at + step]) for at in range(0, count, step)]
-        if len(parts) == 1:
-            return parts[0]
-        embedding, tokens = zip(*parts)
-        return torch.cat(embedding), torch.cat(tokens) if self._with_tokens else None
-
-    def _encode(self, pixels: Pixels) -> tuple[Tensor, Tensor | None]:
         count = len(pixels)
         if self._fixed_size and count < self._fixed_size:  # another size would compile it again
             blank = np.zeros((self._fixed_size - count, *pixels.shape[1:]), np.uint8)
@@ -150,29 +130,6 @@ class Encoder:
             pinned.copy_(result, non_blocking=True)
         torch.cuda.current_stream(self._device).synchronize()  # once for all of them
         return copies
-
-
-@dataclass
-class _Largest:
-    bytes: int = 1
-
-
-@contextlib.contextmanager
-def _largest_output(tower: nn.Module) -> Iterator[_Largest]:
-    """The largest tensor that a module of the tower gives out meanwhile."""
-    largest = _Largest()
-
-    def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        for value in output if isinstance(output, tuple | list) else [output]:
-            if isinstance(value, Tensor):
-                largest.bytes = max(largest.bytes, value.nbytes)
-
-    hooks = [module.register_forward_hook(see) for module in tower.modules()]
-    try:
-        yield largest
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -160,23 +160,6 @@ def test_an_image_is_encoded_alike_alone_and_in_a_batch(
         torch.testing.assert_close(many[1:2], one, rtol=2e-3, atol=tolerance)
 
 
-def test_a_cpu_takes_a_batch_in_parts_of_bounded_activations(
-    tower: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-    options = Options(model=tower(VIT), pretrained="none")
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
-    whole = Encoder(options).encode(pixels)
-    # The largest activation of an image: 17 tokens of 4 x 32 in the perceptrons.
-    monkeypatch.setattr("captioner.encoder._ACTIVATION_BYTES", 3 * 17 * 128 * 4)
-    encoder = Encoder(options)
-    encoder._tower.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    parts = encoder.encode(pixels)
-    assert sizes == [3, 3, 1]
-    for one, other in zip(whole, parts):
-        torch.testing.assert_close(one, other)
-
-
 def test_vit_tokens_are_the_patches_after_the_last_norm(tower: Callable[..., str]) -> None:
     model = tower()
     pixels = noise(2, 32)
