@@ -26,10 +26,9 @@ bench: $(INSTALLED) ## Measure speed on this machine
 clean: ## Remove the virtual environment and the runs
 	rm -rf $(VENV) runs
 
-# constraints.txt is the set of versions that the tests ran with. To compile all that pip installs
-# would take a minute; Python compiles what it imports.
+# constraints.txt is the set of versions that the tests ran with.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
