@@ -13,7 +13,7 @@ import ray
 from captioner import caption_files, manifest, storage
 from captioner.config import JobConfig
 from captioner.reading import read_images
-from jobs.outputs import FORMATS
+from jobs.outputs import FORMATS, version
 from jobs.tasks import redacting
 
 _WRITTEN = "_formats.json"  # of which captions each form is: one that was killed is done again
@@ -25,15 +25,15 @@ def write(config: JobConfig) -> list[str]:
     """Write what is asked for and was not yet written whole of these captions. Returns lines for
     people."""
     url, lines = config.at("captions", _WRITTEN), []
-    captions = storage.read_summary(config.at("captions"))
+    captions = version(config, "caption")
     assert captions is not None
-    version = {name: captions.get(name) for name in ("manifest", "serial")}
+    of_these = [*captions]  # as JSON gives it back
     written = storage.read_json(url) if storage.exists(url) else {}
     for name in config.caption.formats:
         target = config.at(FORMATS[name])
-        if written.get(name) != version or not storage.exists(target):
+        if written.get(name) != of_these or not storage.exists(target):
             lines.append(f"{name}: {_WRITERS[name](config, target):,} captions, {target}")
-            written[name] = version
+            written[name] = of_these
             storage.write_json(url, written)
     return lines
 
