@@ -77,3 +77,9 @@ def workers(cluster: str, name: str) -> list[psutil.Process]:
                     if name in " ".join(worker.cmdline()):
                         found.append(worker)
     return found
+
+
+def printed_by(program: str) -> str:
+    """What a Python process of its own prints."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from captioner import export, features, storage
 from captioner.export import Exported, to_npy, to_webdataset
 from captioner.identity import EncoderIdentity
 from tests import shards
+from tests.processes import printed_by
 
 MakeIdentity = Callable[..., EncoderIdentity]
 ERRORS: list[str | None] = [None, "empty file", None, None, "not an image", None]
@@ -177,9 +176,3 @@ def test_tasks_import_neither_torch_nor_ray_nor_nltk() -> None:
     loaded = printed_by("import captioner.export, jobs.features, sys; print(*sys.modules)").split()
     assert "captioner.export" in loaded
     assert not {"torch", "open_clip", "ray", "click", "nltk"} & set(loaded)
-
-
-def printed_by(program: str) -> str:
-    """What a Python process of its own prints."""
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,9 +1,13 @@
+"""What importing the package brings about."""
+
+from __future__ import annotations
+
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import printed_by
 
 FAULTS = """
 import resource
@@ -21,17 +25,8 @@ HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     not HUGE.exists() or "[madvise]" not in HUGE.read_text(),
     reason="the kernel gives huge pages to all or to none",
 )
-def test_large_tensors_are_on_huge_pages() -> None:
-    assert _faults() < PAGES / 2
-    assert _faults(THP_MEM_ALLOC_ENABLE="0") >= PAGES
-
-
-def _faults(**environment: str) -> int:
-    told = subprocess.run(
-        [sys.executable, "-c", FAULTS],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, **environment},
-    )
-    return int(told.stdout)
+def test_large_tensors_are_on_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)  # this process has it of the package
+    assert int(printed_by(FAULTS)) < PAGES / 2
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert int(printed_by(FAULTS)) >= PAGES
