@@ -56,8 +56,10 @@ def column(values: NDArray[np.float16], valid: NDArray[np.bool_], type_: pa.Data
         type_: a fixed-size list, or a fixed-shape tensor.
     """
     storage_type = type_.storage_type if isinstance(type_, pa.FixedShapeTensorType) else type_
-    rows = np.zeros((len(valid), storage_type.list_size), np.float16)
-    rows[valid] = values.reshape(len(values), storage_type.list_size)
+    rows = values.reshape(len(values), storage_type.list_size)
+    if not valid.all():
+        rows = np.zeros((len(valid), storage_type.list_size), np.float16)
+        rows[valid] = values.reshape(len(values), storage_type.list_size)
     array = pa.FixedSizeListArray.from_arrays(
         pa.array(rows.reshape(-1)), type=storage_type, mask=pa.array(~valid)
     )

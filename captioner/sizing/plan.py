@@ -144,11 +144,12 @@ def plan(job: Job) -> Plan:
 
 
 def encoder_rate(device: str, model: str) -> float:
-    """Images per second of one GPU, or of one core: of the latter ViT-B/32's is measured."""
-    gflops = TOWERS[model].gflops
+    """Images per second of one GPU, or of one core. Measured are an H200, from which others differ
+    as their peaks do, and ViT-B/32 on a core, from which towers differ as their FLOPs do."""
     if device == "cpu":
-        return figures.CPU_ENCODER.value * TOWERS["ViT-B-32"].gflops / gflops
-    return PEAKS[device] * 1000 * figures.UTILISATION.value / gflops
+        ratio = TOWERS["ViT-B-32"].gflops / TOWERS[model].gflops
+        return figures.CPU_ENCODER.value * ratio
+    return figures.H200_ENCODERS[model] * PEAKS[device] / PEAKS["h200"]
 
 
 def decode_rate(megapixels: float, scaled: bool) -> float:

@@ -81,18 +81,15 @@ def sources(job: Job) -> Iterable[str]:
     """Each figure with what it is: measured, and where; or an estimate, and how derived."""
     yield f"  encoder: {_encoder_source(job)}"
     if job.device in PEAKS and job.encoder_rate is None:
-        yield (
-            f"    {PEAKS[job.device]:g} TFLOPS ({PEAKS_SOURCE}) x {figures.UTILISATION.value:g} "
-            f"({figures.UTILISATION.source}) / {TOWERS[job.model].gflops:g} GFLOPs an image "
-            f"({TOWERS_SOURCE})"
-        )
+        rate, peak = figures.H200_ENCODERS[job.model], PEAKS["h200"]
+        yield f"    an H200's {rate:,.0f} images/s: {figures.H200_SOURCE}"
+        if job.device != "h200":
+            yield f"    x {PEAKS[job.device]:g} / {peak:g} TFLOPS ({PEAKS_SOURCE})"
     yield f"  decoding: {_decode_source(job)}"
     if job.decode_rate is None:
         yield f"    {figures.DECODING_SOURCE}"
     for figure in figures.FIGURES:
-        if figure is figures.UTILISATION or (figure is figures.CPU_ENCODER) != (
-            job.device == "cpu"
-        ):
+        if (figure is figures.CPU_ENCODER) != (job.device == "cpu"):
             continue
         yield f"  {figure.what}: {number(figure.value)} {figure.unit}, {figure.kind}"
         yield f"    {figure.source}"
@@ -104,7 +101,7 @@ def _encoder_source(job: Job) -> str:
         return "given with --encoder-rate"
     if job.device == "cpu":
         return "measured" if job.model == "ViT-B-32" else "estimate, from ViT-B/32's by FLOPs"
-    return "ESTIMATE, no GPU has been measured"
+    return "measured" if job.device == "h200" else "ESTIMATE, from an H200's by peak TFLOPS"
 
 
 def _decode_source(job: Job) -> str:
@@ -174,7 +171,7 @@ def cores_table() -> str:
         rate = encoder_rate(device, "ViT-B-32")
         rows.append([device, f"{rate:,.0f}", *(f"{cores:,.0f}" for cores in needed)])
     names = [f"{megapixels:g} MP{', scaled' if scaled else ''}" for megapixels, scaled in kinds]
-    return _table(["GPU", "images/s (estimate)", *names], rows)
+    return _table(["GPU", "images/s", *names], rows)
 
 
 def cost_table() -> str:
@@ -201,7 +198,7 @@ def driver_table() -> str:
             fed = [figures.BLOCKS.value * in_block / rate for in_block in _ROWS_PER_BLOCK]
             rows.append([model, device, f"{rate:,.0f}", *(f"{gpus:,.1f}" for gpus in fed)])
     names = [f"{in_block:,} a block" for in_block in _ROWS_PER_BLOCK]
-    return _table(["tower", "GPU", "images/s (estimate)", *names], rows)
+    return _table(["tower", "GPU", "images/s", *names], rows)
 
 
 def storage_table() -> str:
@@ -230,6 +227,9 @@ def figures_table() -> str:
         ["decoding, one core", f"{decode_rate(0.19, False):.0f} at 0.19 MP", "images/s", "measured",
          figures.DECODING_SOURCE],
         *([f.what, number(f.value), f.unit, f.kind, f.source] for f in figures.FIGURES),
+        ["image towers on one H200",
+         ", ".join(f"{name} {rate:,.0f}" for name, rate in figures.H200_ENCODERS.items()),
+         "images/s", "measured", f"{figures.H200_SOURCE}. Other GPUs by their peaks, an estimate"],
         ["GPU peaks", ", ".join(f"{name} {peak:g}" for name, peak in PEAKS.items()), "TFLOPS",
          "published", PEAKS_SOURCE],
         ["towers", ", ".join(f"{name} {tower.gflops:g}" for name, tower in TOWERS.items()),

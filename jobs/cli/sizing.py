@@ -54,7 +54,7 @@ def plan(
 ) -> None:
     """Say what extracting so many images takes: cores, GPU hours, bytes, requests.
 
-    Says of each figure whether it was measured, and where. No GPU has been: give your own rate,
+    Says of each figure whether it was measured, and where. Of GPUs an H200 was: give your own rate,
     from `captioner bench extract`.
 
     \b
