@@ -8,55 +8,98 @@ it is probable.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.metrics.cider import ORDERS, SIGMA, ngrams
+from captioner.metrics.cider import ORDERS, SIGMA
+
+Captions = Sequence[Sequence[str]]  # the words of each caption of an image
+_AT_ONCE = 8  # images: what is compared of them fits a cache
 
 
 def agreement(
-    captions: Sequence[Sequence[str]], log_probability: Sequence[float], power: float
+    images: Sequence[Captions], log_probability: NDArray[np.floating], power: float
 ) -> NDArray[np.float64]:
-    """How much each caption agrees with all of them, ``(captions,)``, from 0 to 1: its expected
-    similarity to the one that is true; minus 1 for a beam that holds none.
+    """How much each caption agrees with all of its image, ``(images, captions)``, from 0 to 1: its
+    expected similarity to the one that is true; minus 1 for a beam that holds none.
 
     Args:
-        captions: the words of each.
-        log_probability: of each; minus infinity for a beam that holds none.
+        images: their captions, of each equally many.
+        log_probability: ``(images, captions)``; minus infinity for a beam that holds none.
         power: what probabilities are raised to before they are weights: 1 takes the model at its
             word, 0 lets all captions speak alike.
     """
-    logs = np.asarray(log_probability)
-    found = np.isfinite(logs)
-    weights = np.zeros(len(logs))
-    weights[found] = np.exp(power * (logs[found] - logs[found].max()))
-    expected: NDArray[np.float64] = similarities(captions) @ weights / weights.sum()
+    found = np.isfinite(log_probability)
+    logs = np.where(found, log_probability, -1e9).astype(np.float64)
+    weights = np.exp(power * (logs - logs.max(axis=1, keepdims=True))) * found
+    expected = np.empty_like(weights)
+    for start in range(0, len(images), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        expected[some] = np.einsum("bij,bj->bi", similarities(images[some]), weights[some])
+    expected /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
     return np.where(found, expected, -1.0)
 
 
-def similarities(captions: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """CIDEr-D of each caption against each as its reference, ``(captions, captions)``, from 0 to 1.
-    Every n-gram counts alike: a model knows no document frequencies."""
-    counts = [Counter(ngrams(caption)) for caption in captions]
-    total = np.zeros((len(captions), len(captions)))
+def similarities(images: Sequence[Captions]) -> NDArray[np.float64]:
+    """CIDEr-D of each caption against each of the same image as its reference, ``(images, captions,
+    captions)``, from 0 to 1. Every n-gram counts alike: a model knows no document frequencies."""
+    words = _numbered(images)
+    lengths = (words >= 0).sum(axis=-1)
+    total = np.zeros((*lengths.shape, lengths.shape[1]))
+    ngrams = words
     for order in range(1, ORDERS + 1):
-        place: dict[object, int] = {}
-        for ngram in (ngram for count in counts for ngram in count if len(ngram) == order):
-            place.setdefault(ngram, len(place))
-        table = np.zeros((len(captions), len(place)))  # how often each n-gram is in each
-        for row, count in zip(table, counts):
-            for ngram, times in count.items():
-                if len(ngram) == order:
-                    row[place[ngram]] = times
-        norms = np.linalg.norm(table, axis=1)
-        for number, row in enumerate(table):
-            # A word said more often than the reference says it earns nothing.
-            product = (np.minimum(row, table) * table).sum(axis=1)
-            total[number] += product / np.maximum(norms[number] * norms, 1e-9)
-    lengths = np.array([max(0, len(caption) - 1) for caption in captions])
-    apart = lengths[:, None] - lengths
+        if order > 1:
+            ngrams = _longer(ngrams, words[:, :, order - 1 :])
+        if ngrams.shape[-1]:
+            total += _cosine(ngrams)
+    bigrams = np.maximum(0, lengths - 1)
+    apart = bigrams[:, :, None] - bigrams[:, None, :]
     result: NDArray[np.float64] = total / ORDERS * np.exp(-(apart**2) / (2 * SIGMA**2))
     return result
+
+
+def _numbered(images: Sequence[Captions]) -> NDArray[np.int64]:
+    """``(images, captions, length)``: words by number, then -1."""
+    numbers: dict[str, int] = {}
+    longest = max((len(caption) for captions in images for caption in captions), default=0)
+    words = np.full((len(images), len(images[0]), longest), -1)
+    for place, captions in zip(words, images):
+        for row, caption in zip(place, captions):
+            row[: len(caption)] = [numbers.setdefault(word, len(numbers)) for word in caption]
+    return words
+
+
+def _longer(ngrams: NDArray[np.int64], words: NDArray[np.int64]) -> NDArray[np.int64]:
+    """N-grams with the word that follows each, by number again; -1 where a caption has ended."""
+    ngrams = ngrams[:, :, : words.shape[-1]]
+    longer = ngrams * (words.max(initial=0) + 1) + words
+    _, numbers = np.unique(longer, return_inverse=True)
+    return np.where(words >= 0, numbers.reshape(longer.shape), -1)
+
+
+def _cosine(ngrams: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of the counts of n-grams, ``(images, captions, captions)``: an n-gram said more often than
+    the reference says it earns nothing."""
+    count, captions, places = ngrams.shape
+    # Numbered from 0 for each image, so that a table of counts is as narrow as can be.
+    own = ngrams + np.arange(count)[:, None, None] * (ngrams.max(initial=0) + 2)
+    _, numbers = np.unique(own, return_inverse=True)
+    flat = numbers.reshape(count, captions * places)
+    flat = flat - flat.min(axis=1, keepdims=True)
+    width = int(flat.max()) + 1
+    row_of = np.repeat(np.arange(count * captions), places)
+    table = np.bincount(
+        row_of * width + flat.ravel(),
+        (ngrams >= 0).ravel().astype(np.float64),
+        minlength=count * captions * width,
+    ).reshape(count, captions, width)  # how often each n-gram is in each caption
+    # min(a, b) * b is the sum of b over all times from 1 that neither is less than: mostly just 1.
+    product = np.zeros((count, captions, captions))
+    for times in range(1, int(table.max()) + 1):
+        as_often = table >= times
+        product += as_often.astype(np.float64) @ (as_often * table).swapaxes(1, 2)
+    norms = np.linalg.norm(table, axis=2)
+    cosine: NDArray[np.float64] = product / np.maximum(norms[:, :, None] * norms[:, None, :], 1e-9)
+    return cosine

@@ -40,27 +40,29 @@ def captions_of(
     Raises:
         InputError: an image has no caption that has a probability.
     """
-    rows = zip(found.words.tolist(), found.log_probability.tolist())
-    return [_of_image(beams, logs, options, decode, said) for beams, logs in rows]
+    images, logs = found.words.tolist(), found.log_probability.cpu().numpy()
+    order = np.broadcast_to(np.arange(logs.shape[1]), logs.shape)  # by score
+    if options.consensus is not None:
+        words = [[said(ids) for ids in beams] for beams in images]
+        order = np.argsort(-agreement(words, logs, options.consensus), axis=1, kind="stable")
+    rows = zip(images, logs.tolist(), order.tolist())
+    return [_of_image(beams, logs, order, options, decode) for beams, logs, order in rows]
 
 
 def _of_image(
     beams: Sequence[Ids],
     logs: Sequence[float],
+    order: Sequence[int],
     options: Search,
     decode: Callable[[Ids], str],
-    said: Callable[[Ids], Sequence[str]],
 ) -> Caption:
-    order = [number for number, log in enumerate(logs) if math.isfinite(log)]  # by score
+    order = [number for number in order if math.isfinite(logs[number])]
     if not order:
         raise InputError(
             "search: no caption has a probability: every word is forbidden (search.banned_words, "
             "search.min_words, search.no_repeat_ngram), or the model's weights are not numbers "
             "(val_loss in its history.jsonl)"
         )
-    if options.consensus is not None:
-        merit = agreement([said(ids) for ids in beams], logs, options.consensus)
-        order = [int(n) for n in np.argsort(-merit, kind="stable") if math.isfinite(logs[n])]
     best = order[0]
     tokens = sum(number != PAD for number in beams[best])
     n_best: dict[str, float] = {}

@@ -94,7 +94,7 @@ def test_consensus_orders_the_best_captions_too(made: CaptionModel) -> None:
     options = Search(beam_size=6, max_words=8, consensus=0.0, n_best=6)
     for caption in made.caption(*features(6), options):
         texts = [text.split() for text, _ in caption.n_best]
-        merit = agreement(texts, [log for _, log in caption.n_best], 0.0)
+        merit = agreement([texts], np.array([[log for _, log in caption.n_best]]), 0.0)[0]
         assert (np.diff(merit) <= 1e-9).all()
         assert caption.text == caption.n_best[0][0]
 
