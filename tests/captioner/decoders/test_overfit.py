@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from captioner import captions as caption_files
 from captioner import decoders
 from captioner.config import Decoder, Search, Train
 from captioner.identity import EncoderIdentity
@@ -20,21 +22,40 @@ from captioner.training.batches import Batch, padded
 from captioner.training.learner import Learner
 from captioner.training.objective import cross_entropy
 from captioner.vocabulary import SPECIAL, Vocabulary, count_words, tokenize
+from tests.conftest import SHARED
 
 IMAGES, STEPS = 32, 120
+FLICKR8K = SHARED / "flickr8k"  # photographs, where they are beside the checkout
 
 
-@pytest.fixture(scope="module")
-def pictures() -> tuple[Batch, Vocabulary, list[str]]:
-    """Drawn scenes with a caption each. Their features are their own pixels, without a tower: an
-    embedding of 12 x 12 pixels, 6 x 6 patches of 4 x 4."""
+Pictures = list[tuple[Image.Image, str]]  # each with a caption
+
+
+def drawn_scenes() -> Pictures:
     dice = Random(0)
     scenes = [Scene.random(dice) for _ in range(IMAGES)]
-    captions = [" ".join(tokenize(scene.captions()[0])) for scene in scenes]
+    return [(scene.draw(dice), scene.captions()[0]) for scene in scenes]
+
+
+def photographs() -> Pictures:
+    captions = caption_files.read(str(FLICKR8K / "captions.txt")).captions
+    names = sorted(captions)[:IMAGES]
+    return [(Image.open(FLICKR8K / "Images" / name), captions[name][0]) for name in names]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[photographs if FLICKR8K.is_dir() else drawn_scenes],
+    ids=lambda made: made.__name__,  # says which
+)
+def pictures(request: pytest.FixtureRequest) -> tuple[Batch, Vocabulary, list[str]]:
+    """Their features are their own pixels, without a tower: an embedding of 12 x 12 pixels, 6 x 6
+    patches of 4 x 4."""
+    found: Pictures = request.param()
+    captions = [" ".join(tokenize(text)) for _, text in found]
     vocabulary = Vocabulary.build(count_words(captions), 1)
-    drawn = [scene.draw(dice) for scene in scenes]
     whole, fine = (
-        torch.from_numpy(np.stack([np.asarray(image.resize((side, side))) for image in drawn]))
+        torch.from_numpy(np.stack([np.asarray(image.resize((side, side))) for image, _ in found]))
         for side in (12, 24)
     )
     patches = fine.view(IMAGES, 6, 4, 6, 4, 3).transpose(2, 3)
