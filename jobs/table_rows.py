@@ -42,12 +42,14 @@ def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
     return shards(url, columns).repartition(target_num_rows_per_block=rows_per_block)
 
 
-def shards(url: str, columns: list[str]) -> Dataset:
-    """A Parquet directory, a file at a time."""
+def shards(url: str, columns: list[str], **claims: Any) -> Dataset:
+    """A Parquet directory, a file at a time; ``claims`` are those of the tasks that read it."""
     filesystem, path = storage.arrow_filesystem(url)
     files = sum(name.endswith(".parquet") for name in storage.files(url, ""))
     # Left alone, Ray cuts what it reads into 200 blocks, of one or two rows for a small source.
-    dataset = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=max(1, files))
+    dataset = ray.data.read_parquet(
+        path, filesystem=filesystem, override_num_blocks=max(1, files), **claims
+    )
     return dataset.select_columns(columns)
 
 
