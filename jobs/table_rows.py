@@ -47,10 +47,13 @@ def shards(url: str, columns: list[str], **claims: Any) -> Dataset:
     filesystem, path = storage.arrow_filesystem(url)
     files = sum(name.endswith(".parquet") for name in storage.files(url, ""))
     # Left alone, Ray cuts what it reads into 200 blocks, of one or two rows for a small source.
-    dataset = ray.data.read_parquet(
-        path, filesystem=filesystem, override_num_blocks=max(1, files), **claims
+    return ray.data.read_parquet(
+        path,
+        filesystem=filesystem,
+        columns=columns,
+        override_num_blocks=max(1, files),
+        **claims,
     )
-    return dataset.select_columns(columns)
 
 
 def rows_per_block(url: str, config: JobConfig, batch_size: int) -> int:
