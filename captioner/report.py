@@ -73,7 +73,7 @@ def write(config: JobConfig) -> str:
     html = page.PAGES.get_template("report.html.j2").render(
         **chosen,
         version=captioner.__version__,
-        table=report_table.table(config, config.report.table_rows),
+        table=report_table.table(config, config.report.table_rows, selection["gallery"]),
         use_of_words=use_of_words,
         script=_SCRIPT,
         script_hash=_SCRIPT_HASH,

@@ -8,6 +8,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,15 +44,20 @@ class Words:
     repeated: list[tuple[str, int]]  # captions that stand on more than one image
 
 
-def table(config: JobConfig, limit: int) -> Table:
-    """Every row of ``captions/``, or a random sample of ``limit``."""
+def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
+    """Every row of ``captions/``, or a random sample of ``limit``. The rows of the ``image_id`` in
+    ``gallery`` are always there, and are named, so that its pictures are found as the rows are."""
     dataset = manifest.dataset(config.at("captions"))
     # Captions of earlier versions have no confidence.
     names = [name for name in _COLUMNS if name in dataset.schema.names]
     count = dataset.count_rows()
+    pictured = pa.array(gallery, pa.string())
     if count > limit:
-        places = sorted(random.Random(SEED).sample(range(count), limit))
-        rows = dataset.take(pa.array(places), columns=names)
+        ids = dataset.to_table(columns=["image_id"])["image_id"]
+        shown = pc.indices_nonzero(pc.is_in(ids, value_set=pictured)).to_pylist()
+        sample = random.Random(SEED).sample(range(count), limit)
+        places = [*dict.fromkeys([*shown, *sample])][: max(limit, len(shown))]
+        rows = dataset.take(pa.array(sorted(places)), columns=names)
     else:
         rows = dataset.to_table(columns=names)
     rows = _with_cider(rows.sort_by("image_id"), config.at("scores"))
@@ -59,6 +65,7 @@ def table(config: JobConfig, limit: int) -> Table:
     reasons, failed = _distinct(rows["error"])
     packed = {
         "id": rows["image_id"].to_pylist(),
+        "gallery": pc.index_in(pictured, rows["image_id"].combine_chunks()).to_pylist(),
         "texts": texts,
         "caption": said,
         "reasons": reasons,

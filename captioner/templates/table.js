@@ -1,9 +1,9 @@
 "use strict";
-// All captions stand in the page, compressed. This finds, sorts and shows some of them at a time.
+// All captions stand in the page, compressed, and the pictures of some. This finds and sorts them,
+// and shows a page of the table and of the gallery at a time.
 (async () => {
-  const PAGE = 25;
   const by = (id) => document.getElementById(id);
-  const form = by("finder"), body = by("found"), said = by("counted");
+  const form = by("finder");
   const bytes = Uint8Array.from(atob(by("packed").textContent.trim()), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const data = JSON.parse(await new Response(stream).text());
@@ -12,8 +12,10 @@
   const wordsOf = (row) => (data.caption[row] < 0 ? null : data.words[data.caption[row]]);
   const lower = data.texts.map((text) => text.toLowerCase());
   const ids = data.id.map((id) => id.toLowerCase());
-  const empty = [...data.id.keys()];
-  let rows = empty, page = 0;
+  const all = [...data.id.keys()];
+  const cards = new Map(data.gallery.map((row, place) => [row, by("cards").children[place]]));
+  const showCards = pager("cards", 12, (row) => cards.get(row));
+  const showTable = pager("found", 25, line);
 
   const between = (value, low, high) =>
     (low === "" || (value !== null && value >= low)) && (high === "" || (value !== null && value <= high));
@@ -28,7 +30,7 @@
     const { state, low, high, shortest, longest, order } = form.elements;
     const score = (value) => (value === "" ? "" : Math.round(100 * Number(value)));
     const lowest = score(low.value), highest = score(high.value);
-    rows = empty.filter(
+    const rows = all.filter(
       (row) =>
         matches(row) &&
         (state.value === "all" || (state.value === "failed") === (data.error[row] >= 0)) &&
@@ -45,8 +47,44 @@
         return sign * (x - y) || a - b;
       });
     }
-    page = 0;
-    show();
+    showCards(rows.filter((row) => cards.has(row)));
+    showTable(rows);
+  }
+
+  // Shows rows in the list of this id, so many at a time, each as what `made` makes of it.
+  function pager(id, size, made) {
+    const list = by(id), bar = by(`${id}-pager`);
+    const [before, after] = bar.querySelectorAll("button"), said = bar.querySelector("[role=status]");
+    const number = (value) => value.toLocaleString("en");
+    let rows = [], page = 0;
+
+    function show() {
+      const last = Math.max(0, Math.ceil(rows.length / size) - 1);
+      const focused = document.activeElement;
+      list.replaceChildren(...rows.slice(page * size, (page + 1) * size).map(made));
+      said.textContent = `${said.dataset.what} found: ${number(rows.length)}; page ${number(page + 1)} of ${number(last + 1)}`;
+      before.disabled = page === 0;
+      after.disabled = page === last;
+      // A button that is disabled loses the focus, and the keyboard its place in the page.
+      if (focused === before && before.disabled) after.focus();
+      if (focused === after && after.disabled) before.focus();
+    }
+
+    function turn(step) {
+      page += step;
+      show();
+      const shown = bar.previousElementSibling;
+      if (shown.getBoundingClientRect().top < 0) shown.scrollIntoView();
+    }
+
+    before.addEventListener("click", () => turn(-1));
+    after.addEventListener("click", () => turn(1));
+    return (found) => {
+      rows = found;
+      page = 0;
+      show();
+      bar.hidden = false;
+    };
   }
 
   function cell(row, tag, text, name, label) {
@@ -58,25 +96,16 @@
     row.append(made);
   }
 
-  function show() {
-    const pages = Math.max(1, Math.ceil(rows.length / PAGE));
-    page = Math.min(Math.max(0, page), pages - 1);
-    const number = (value) => (value === null ? "" : (value / 100).toFixed(2));
-    body.replaceChildren(
-      ...rows.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
-        const made = document.createElement("tr");
-        cell(made, "th", textOf(row) ?? errorOf(row) ?? "", textOf(row) === null ? "text failed" : "text");
-        cell(made, "td", number(data.bleu_4[row]), "", "BLEU-4");
-        cell(made, "td", number(data.cider[row]), "", "CIDEr-D");
-        cell(made, "td", number(data.confidence[row]), "", "confidence");
-        cell(made, "td", wordsOf(row) ?? "", "", "words");
-        cell(made, "td", data.id[row], "text id");
-        return made;
-      }),
-    );
-    said.textContent = `${rows.length.toLocaleString("en")} found; page ${(page + 1).toLocaleString("en")} of ${pages.toLocaleString("en")}`;
-    by("before").disabled = page === 0;
-    by("after").disabled = page === pages - 1;
+  function line(row) {
+    const made = document.createElement("tr");
+    const score = (value) => (value === null ? "" : (value / 100).toFixed(2));
+    cell(made, "th", textOf(row) ?? errorOf(row) ?? "", textOf(row) === null ? "text failed" : "text");
+    cell(made, "td", score(data.bleu_4[row]), "", "BLEU-4");
+    cell(made, "td", score(data.cider[row]), "", "CIDEr-D");
+    cell(made, "td", score(data.confidence[row]), "", "confidence");
+    cell(made, "td", wordsOf(row) ?? "", "", "words");
+    cell(made, "td", data.id[row], "text id");
+    return made;
   }
 
   let waiting;
@@ -86,10 +115,10 @@
   });
   form.addEventListener("submit", (event) => { event.preventDefault(); find(); });
   form.addEventListener("reset", () => setTimeout(find));
-  by("before").addEventListener("click", () => { page -= 1; show(); });
-  by("after").addEventListener("click", () => { page += 1; show(); });
   form.hidden = false;
   find();
 })().catch((error) => {
-  document.getElementById("counted").textContent = `The table cannot be shown: ${error}`;
+  const broken = document.getElementById("broken");
+  broken.textContent = `Captions cannot be searched: ${error}`;
+  broken.hidden = false;
 });

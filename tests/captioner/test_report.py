@@ -94,12 +94,16 @@ def test_one_file_that_asks_for_nothing_else(page: Page) -> None:
     assert policy[0]["content"].endswith(f"script-src 'sha256-{digest}'")
 
 
+def packed(text: str) -> Any:
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
 def test_all_captions_are_packed_into_the_page(page: Page, finished: JobConfig) -> None:
-    packed = page.source.split('id="packed">')[1].split("</script>")[0]
-    found = json.loads(gzip.decompress(base64.b64decode(packed)))
+    found = packed(page.source.split('id="packed">')[1].split("</script>")[0])
     rows = manifest.read(finished.at("captions")).sort_by("image_id").to_pylist()
     scored = {row["image_id"]: row for row in manifest.read(finished.at("scores")).to_pylist()}
     assert found["id"] == [row["image_id"] for row in rows]
+    assert [found["id"][place] for place in found["gallery"]] == page.ids("gallery")
     for place, row in enumerate(rows):
         said, why = found["caption"][place], found["error"][place]
         assert (found["texts"][said] if said >= 0 else None) == row["caption"]
@@ -111,10 +115,13 @@ def test_all_captions_are_packed_into_the_page(page: Page, finished: JobConfig) 
 
 
 def test_of_many_captions_a_sample_is_packed_and_the_page_says_so(run: JobConfig) -> None:
-    few = run.model_copy(update={"report": Report(table_rows=7, attention=0)})
-    table = report_table.table(few, 7)
+    few = run.model_copy(update={"report": Report(table_rows=7, gallery=6, attention=0)})
+    shown = [row["image_id"] for row in captioned(run)][8:11]
+    table = report_table.table(few, 7, shown)
     assert (table.rows, table.of) == (7, 24)
-    assert table == report_table.table(few, 7)
+    assert table == report_table.table(few, 7, shown)
+    assert shown == [packed(table.packed)["id"][place] for place in packed(table.packed)["gallery"]]
+    assert report_table.table(few, 2, shown).rows == 3  # a card needs its row
     assert "A random sample of 7 of 24 images" in written(few).sections["captions"]
 
 
@@ -129,7 +136,7 @@ def test_the_words_that_captions_are_made_of(page: Page, finished: JobConfig) ->
 def test_links_lead_to_sections_of_the_page(page: Page) -> None:
     there = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-    assert len(links) == 10
+    assert len(links) == 11
     assert {link.removeprefix("#") for link in links} <= there
 
 

@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
     storage.remove(config.at("captions"))
     storage.write_table(config.at("captions", "one.parquet"), pa.concat_tables([many, template]))
     # The features of those images are not there to draw maps from.
-    return config.model_copy(update={"report": Report(attention=0)})
+    return config.model_copy(update={"report": Report(gallery=30, attention=0)})
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,21 @@ def opened(browser: Any, url: str) -> Iterator[Any]:
     assert wrong == []
 
 
-def counted(page: Any, text: str) -> None:
-    """The page's own policy forbids to wait by a script."""
-    sync_api.expect(page.locator("#counted")).to_have_text(re.compile(f"^{re.escape(text)}"))
+def counted(page: Any, text: str, pager: str = "found") -> None:
+    """What a pager tells a screen reader. The page's own policy forbids to wait by a script."""
+    told = page.locator(f"#{pager}-pager").get_by_role("status")
+    sync_api.expect(told).to_have_text(re.compile(f"^{re.escape(text)}"))
+    assert told.get_attribute("aria-live") == "polite"
+
+
+def button(page: Any, name: str) -> Any:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def gallery(page: Any) -> list[str]:
+    """The images whose cards can be seen, in order."""
+    found: list[str] = page.locator("#cards .card:visible .id").all_inner_texts()
+    return found
 
 
 def first_is(page: Any, number: int, text: str) -> None:
@@ -113,16 +125,84 @@ def test_a_hundred_thousand_captions_are_a_few_megabytes(url: str) -> None:
 
 
 def test_the_worst_come_first_and_pages_turn(page: Any) -> None:
-    counted(page, "100,000 found; page 1 of 4,000")
+    counted(page, "Images found: 100,000; page 1 of 4,000")
     assert set(column(page, 2)) == {"0.00"}
-    assert page.locator("#before").is_disabled()
+    assert button(page, "Previous page of images").is_disabled()
     first = column(page, 6)
-    page.locator("#after").focus()
+    button(page, "Next page of images").focus()
     page.keyboard.press("Enter")
-    counted(page, "100,000 found; page 2 of 4,000")
+    counted(page, "Images found: 100,000; page 2 of 4,000")
     assert not set(first) & set(column(page, 6))
-    page.click("#before")
+    button(page, "Previous page of images").click()
     assert column(page, 6) == first
+
+
+def test_the_gallery_turns_its_pages_from_the_keyboard(page: Any) -> None:
+    before = button(page, "Previous page of pictures")
+    after = button(page, "Next page of pictures")
+    counted(page, "Pictures found: 30; page 1 of 3", "cards")
+    assert before.is_disabled()
+    first = gallery(page)
+    assert len(first) == 12
+    after.focus()
+    page.keyboard.press("Enter")
+    counted(page, "Pictures found: 30; page 2 of 3", "cards")
+    assert before.is_enabled()
+    assert after.is_enabled()
+    second = gallery(page)
+    sync_api.expect(after).to_be_focused()
+    page.keyboard.press("Enter")
+    counted(page, "Pictures found: 30; page 3 of 3", "cards")
+    assert after.is_disabled()
+    sync_api.expect(before).to_be_focused()  # the keyboard is not sent to the top of the page
+    third = gallery(page)
+    assert len({*first, *second, *third}) == 30
+    assert [len(second), len(third)] == [12, 6]
+    page.keyboard.press("Enter")
+    counted(page, "Pictures found: 30; page 2 of 3", "cards")
+    assert gallery(page) == second
+    before.click()
+    assert gallery(page) == first
+    counted(page, "Images found: 100,000; page 1 of 4,000")  # the table has pages of its own
+
+
+def test_a_page_of_the_gallery_is_seen_from_its_start(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 740})
+    page.locator("#cards .card").last.scroll_into_view_if_needed()
+    after = button(page, "Next page of pictures")
+    after.click()
+    sync_api.expect(page.locator("#cards .card").first).to_be_in_viewport(ratio=0.5)
+    sync_api.expect(after).to_be_in_viewport()
+
+
+def test_the_gallery_is_found_and_sorted_as_the_table(page: Any) -> None:
+    scores = [text.split()[-1] for text in page.locator("#cards .score").all_inner_texts()]
+    assert scores == sorted(scores)
+    name = gallery(page)[3]
+    button(page, "Next page of pictures").click()
+    page.get_by_label("Search").fill(name)
+    counted(page, "Pictures found: 1; page 1 of 1", "cards")
+    assert gallery(page) == [name]
+    assert column(page, 6) == [name]
+    shown = page.locator("#cards .caption").inner_text()
+    assert captions(page) == [shown]  # the card of the row, and not of another
+    assert button(page, "Next page of pictures").is_disabled()
+    page.locator("#finder [name=state]").select_option("failed")
+    counted(page, "Pictures found: 0; page 1 of 1", "cards")
+    assert gallery(page) == []
+    button(page, "Clear").click()
+    counted(page, "Pictures found: 30; page 1 of 3", "cards")
+    assert gallery(page)[3] == name
+
+
+def test_without_javascript_every_card_is_there(browser: Any, url: str) -> None:
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(f"file://{url}")
+    assert len(set(gallery(page))) == 30
+    for control in ("button", "#finder"):
+        assert page.locator(f"{control}:visible").count() == 0  # what would do nothing
+    assert "The table needs JavaScript" in page.locator("#captions").inner_text()
+    page.close()
 
 
 def test_the_search_box_finds_words_of_captions_and_names(page: Any) -> None:
@@ -132,12 +212,12 @@ def test_the_search_box_finds_words_of_captions_and_names(page: Any) -> None:
     assert all("17" in row for row in page.locator("#found tr").all_inner_texts())
     assert all("dog" in text for text in captions(page))
     box.fill("012345.jpg")
-    counted(page, "1 found; page 1 of 1")
-    assert page.locator("#after").is_disabled()
+    counted(page, "Images found: 1; page 1 of 1")
+    assert button(page, "Next page of images").is_disabled()
     box.fill("no such words")
-    counted(page, "0 found")
-    page.get_by_role("button", name="Clear").click()
-    counted(page, "100,000 found")
+    counted(page, "Images found: 0; page 1 of 1")
+    button(page, "Clear").click()
+    counted(page, "Images found: 100,000;")
 
 
 def test_captions_are_filtered_by_score_length_and_error(page: Any) -> None:
@@ -151,7 +231,7 @@ def test_captions_are_filtered_by_score_length_and_error(page: Any) -> None:
     assert {int(words) for words in column(page, 5)} == {9}
     form.get_by_role("button", name="Clear").click()
     form.locator("[name=state]").select_option("failed")
-    counted(page, "100 found; page 1 of 4")
+    counted(page, "Images found: 100; page 1 of 4")
     assert set(captions(page)) == {"OSError: truncated"}
     form.get_by_role("button", name="Clear").click()
     form.locator("[name=order]").select_option("confidence down")
@@ -171,7 +251,7 @@ def test_captions_that_were_not_scored_are_sorted_and_filtered_by_confidence(
     storage.write_table(config.at("captions", "one.parquet"), rows)
     shutil.copytree(run.at("manifest"), config.at("manifest"))
     with opened(browser, report.write(config)) as page:
-        counted(page, "1,500 found")
+        counted(page, "Images found: 1,500;")
         shown = [float(value) for value in column(page, 4) if value]
         assert shown == sorted(shown)
         assert shown[0] < 0.02
@@ -182,7 +262,7 @@ def test_captions_that_were_not_scored_are_sorted_and_filtered_by_confidence(
 
 def test_a_caption_with_a_script_is_shown_as_text(page: Any) -> None:
     page.get_by_label("Search").fill("<script>")
-    counted(page, "1 found")
+    counted(page, "Images found: 1;")
     assert captions(page) == [SCRIPT]
     assert column(page, 6) == [NASTY_ID]
     assert page.locator("#found script").count() == 0
@@ -204,8 +284,9 @@ def test_every_control_has_a_name(page: Any) -> None:
 def test_screenshots(page: Any, tmp_path: Path) -> None:
     """To look at: CAPTIONER_SCREENSHOTS names where to keep them."""
     folder = Path(os.environ.get("CAPTIONER_SCREENSHOTS", tmp_path))
-    page.locator("#captions").screenshot(path=folder / "table.png")
+    for section in ("gallery", "captions"):
+        page.locator(f"#{section}").screenshot(path=folder / f"{section}.png")
     page.set_viewport_size({"width": 360, "height": 740})
     page.locator("#captions").scroll_into_view_if_needed()
     page.screenshot(path=folder / "narrow.png")
-    assert (folder / "table.png").stat().st_size > 10_000
+    assert (folder / "captions.png").stat().st_size > 10_000
