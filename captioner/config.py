@@ -7,7 +7,6 @@ would make results stale, so that a run directory never mixes two configurations
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -72,6 +71,9 @@ class Source(Section):
     """Of Parquet: image bytes, or URIs. None: the first of the usual names that is there."""
     caption_column: str | None = None
     key_column: str | None = None
+    keep_columns: list[str] = []
+    """More columns of Parquet, or keys of the ``.json`` beside WebDataset's images: text, whole
+    numbers or booleans. The manifest keeps them as text, and ``score.group_by`` may name them."""
     allow_http: bool = False
     """Whether a list of URIs may have ``http://`` and ``https://``."""
     max_deleted: Fraction = 0.5
@@ -354,9 +356,6 @@ class Caption(Section):
     """What to write captions as beside the Parquet shards."""
 
 
-_GROUPS = re.compile(r"split|directory(:[1-9]\d*)?")
-
-
 class Score(Section):
     also: list[Literal["meteor", "spice", "clip_score", "ref_clip_score"]] = []
     """Beside BLEU, ROUGE-L and CIDEr-D. METEOR and SPICE need Java and the extra ``scores``,
@@ -366,15 +365,9 @@ class Score(Section):
     seed: int = 0
     """Of the resamples."""
     group_by: str | None = None
-    """Score each group of images too: those of a ``split``, or of a ``directory``, of the first
-    level of their ids' paths or, as ``directory:2``, of the first two."""
-
-    @field_validator("group_by")
-    @classmethod
-    def _is_a_grouping(cls, group_by: str | None) -> str | None:
-        if group_by is not None and not _GROUPS.fullmatch(group_by):
-            raise ValueError("expected split, directory, or directory:N")
-        return group_by
+    """Score each group of images too: those of a ``directory``, of the first level of their ids'
+    paths or, as ``directory:2``, of the first two; or those alike in a column of the manifest:
+    ``split``, ``uri`` (the shard), or one of ``source.keep_columns``."""
 
 
 class Report(Section):
@@ -465,6 +458,7 @@ _STAGE_OF_SECTION = {
 # Speed and layout only: the same rows come out whatever these say.
 _FREE = {"name", "run", "cluster", "encoder.batch_size", "features.rows_per_file"}
 _FREE |= {"encoder.compile", "image.max_error_rate", "source.max_deleted"}
+_FREE |= {"source.keep_columns"}  # the next listing brings them
 _FREE |= {"caption.batch_size", "caption.rows_per_file", "caption.formats"}
 
 

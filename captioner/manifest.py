@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from captioner import storage
+from captioner.errors import InputError
 
 SCHEMA = pa.schema(
     [
@@ -36,7 +37,37 @@ SCHEMA = pa.schema(
         pa.field("captions", pa.list_(pa.string())),  # may be empty
     ]
 )
+_RESERVED = ("directory", "skipped", "times")  # of score.group_by, and of a listing
 ROWS_PER_FILE = 100_000
+
+
+def schema(kept: Sequence[str]) -> pa.Schema:
+    """``SCHEMA``, and ``source.keep_columns``.
+
+    Raises:
+        InputError: one has the name of a column that every manifest has, or of none.
+    """
+    for number, name in enumerate(kept):
+        if name in {*SCHEMA.names, *_RESERVED, *kept[:number]}:
+            raise InputError(f"source.keep_columns: the name `{name}` is taken")
+    return pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in kept)])
+
+
+def is_label(kind: pa.DataType) -> bool:
+    """Whether images can be grouped by values of this type."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(fits(kind) for fits in (*texts, pa.types.is_integer, pa.types.is_boolean))
+
+
+def labels(columns: pa.Schema) -> list[str]:
+    """The columns of a manifest that images can be grouped by."""
+    return [
+        column.name
+        for column in columns
+        if is_label(column.type) and column.name not in ("image_id", "serial")
+    ]
 
 
 class Update:
@@ -45,16 +76,18 @@ class Update:
     Both are sorted by ``image_id``, so that only one file's worth of either is held.
     """
 
-    def __init__(self, url: str, now: datetime.datetime) -> None:
+    def __init__(self, url: str, now: datetime.datetime, schema: pa.Schema = SCHEMA) -> None:
         summary = storage.read_summary(url)
         self.serial = summary["serial"] if summary else -1  # the last one given
         self.new = self.changed = self.deleted = self.unchanged = 0
-        self._before = _files_of(url) if summary else iter(())
-        self._pending = SCHEMA.empty_table()
-        self._now = now
+        # Whether what is kept of images differs, which are the same images with the same numbers.
+        self.kept_otherwise = bool(summary) and dataset(url).schema.names != schema.names
+        self._before = _files_of(url, schema) if summary else iter(())
+        self._pending = schema.empty_table()
+        self._now, self._schema = now, schema
 
     def apply(self, found: pa.Table) -> pa.Table:
-        """The next rows of the listing, as ``SCHEMA`` but without serials -> manifest rows.
+        """The next rows of the listing, as ``schema`` but without serials -> manifest rows.
 
         Images of the present manifest that come before the last of these and are not among them
         are marked as deleted.
@@ -64,7 +97,7 @@ class Update:
     def finish(self) -> Iterator[pa.Table]:
         """What is left of the present manifest: all gone."""
         for known in itertools.chain([self._pending], self._before):
-            yield self._merge(SCHEMA.empty_table(), known)
+            yield self._merge(self._schema.empty_table(), known)
 
     def _up_to(self, last: str) -> pa.Table:
         tables = [self._pending]
@@ -87,6 +120,9 @@ class Update:
         self.new += match.null_count
         self.unchanged += int(same.sum())
         self.changed += len(found) - match.null_count - int(same.sum())
+        for name in self._schema.names[len(SCHEMA.names) :]:
+            alike = _equal(found[name], present[name]).to_numpy()
+            self.kept_otherwise |= bool((same & ~alike).any())
 
         missing = pc.invert(pc.is_in(known["image_id"], value_set=found["image_id"]))
         gone = known.filter(missing)
@@ -96,6 +132,10 @@ class Update:
         now = _with(now, "serial", pa.array(self._next(len(now)), pa.int64()))
         now = _with(now, "deleted", pa.array([self._now] * len(now), SCHEMA.field("deleted").type))
         return pa.concat_tables([*rows, before, now]).sort_by("image_id")
+
+    @property
+    def is_as_before(self) -> bool:
+        return not (self.new or self.changed or self.deleted or self.kept_otherwise)
 
     @property
     def changes(self) -> dict[str, int]:
@@ -212,7 +252,7 @@ def renew(url: str, serials: NDArray[np.int64]) -> int:
     fs, _ = storage.filesystem(url)
     for path in storage.files(url, "part-"):
         with fs.open(path) as file:
-            rows = pq.read_table(file, schema=SCHEMA)
+            rows = pq.read_table(file)
         again = pc.and_(
             pc.is_in(rows["serial"], value_set=pa.array(serials)), pc.is_null(rows["deleted"])
         ).to_numpy()
@@ -226,9 +266,9 @@ def renew(url: str, serials: NDArray[np.int64]) -> int:
     return int(next_serial - summary["serial"] - 1)
 
 
-def _files_of(url: str) -> Iterator[pa.Table]:
+def _files_of(url: str, schema: pa.Schema = SCHEMA) -> Iterator[pa.Table]:
     for file in sorted(dataset(url).get_fragments(), key=lambda fragment: fragment.path):
-        yield file.to_table(schema=SCHEMA)
+        yield file.to_table(schema=schema)
 
 
 def dataset(url: str) -> pyarrow.dataset.Dataset:
@@ -252,6 +292,25 @@ def read(url: str, columns: Sequence[str] | None = None, splits: Sequence[str] =
 def count(url: str, splits: Sequence[str] = (), after: int = -1) -> int:
     """Rows of a Parquet directory, from the files' footers where nothing is asked of them."""
     return int(dataset(url).count_rows(filter=where(splits, after)))
+
+
+def values(
+    images: pyarrow.dataset.Dataset, image_ids: pa.ChunkedArray, name: str
+) -> pa.ChunkedArray:
+    """A column of a manifest for these images, in their order; null for those that it has not.
+
+    Args:
+        images: ``dataset(url)`` of a caller that asks again: it knows the footers.
+    """
+    if not len(image_ids):
+        return pa.chunked_array([], images.schema.field(name).type)
+    # The bounds let a reader pass over files, which are sorted by image_id.
+    first, last = pc.min_max(image_ids).as_py().values()
+    image_id = pc.field("image_id")
+    wanted = (image_id >= first) & (image_id <= last) & image_id.isin(image_ids.combine_chunks())
+    rows = images.to_table(columns=["image_id", name], filter=wanted)
+    places = pc.index_in(image_ids, value_set=rows["image_id"].combine_chunks())
+    return rows[name].take(places)
 
 
 def serials(url: str, splits: Sequence[str] = ()) -> NDArray[np.int64]:

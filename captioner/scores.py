@@ -6,6 +6,7 @@ example, is scored from sums alone.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 from numpy.typing import NDArray
 
-from captioner import features
+from captioner import features, manifest
 from captioner.config import Score
+from captioner.errors import InputError
 from captioner.metrics import ORDERS, BleuStatistics, CiderD, corpus_bleu, rouge_l
 from captioner.metrics.bootstrap import LEVEL, interval, resampled_sums
 from captioner.metrics.cider import Ngram, ngrams_of_image
@@ -33,6 +36,8 @@ TITLES = {
     "ref_clip_score": "RefCLIPScore",
 }
 _MEANS = ("rouge_l", "cider", "spice", "clip_score", "ref_clip_score")
+OF_CAPTIONS = ("split", "uri")  # to group by: there, uri is without a signature
+_DIRECTORY = re.compile(r"directory(:[1-9]\d*)?")
 _BLEU = pa.list_(pa.int32(), 10)  # metrics.BleuStatistics.to_list
 _ALWAYS = [
     pa.field("image_id", pa.string()),
@@ -145,11 +150,31 @@ def _score(
     }
 
 
-def with_group(rows: pa.Table, by: str) -> pa.Table:
+def check_grouping(by: str, images: pa.Schema) -> None:
+    """See that images can be grouped so; ``images``: the columns of their manifest.
+
+    Raises:
+        InputError: neither a level of directories nor such a column.
+    """
+    columns = manifest.labels(images)
+    if not _DIRECTORY.fullmatch(by) and by not in columns:
+        raise InputError(
+            f"score.group_by: the manifest has no column `{by}`; it has {', '.join(columns)}, and "
+            "there are directory, directory:2 and so on. source.keep_columns keeps more: set it, "
+            "and run `captioner index` again"
+        )
+
+
+def with_group(rows: pa.Table, by: str, images: pyarrow.dataset.Dataset) -> pa.Table:
     """Rows with the ``group`` that their image belongs to (``config.Score.group_by``); images that
-    lie above that level, or in no split, have an empty one."""
-    if by == "split":
-        return rows.append_column("group", pc.fill_null(rows["split"], ""))
+    lie above that level, or have nothing in that column, have an empty one.
+
+    Args:
+        images: the manifest, for what ``captions/`` does not hold.
+    """
+    if not _DIRECTORY.fullmatch(by):
+        known = rows[by] if by in OF_CAPTIONS else manifest.values(images, rows["image_id"], by)
+        return rows.append_column("group", pc.fill_null(known.cast(pa.string()), ""))
     levels = int(by.partition(":")[2] or 1)
     folders = [image_id.split("/")[:-1] for image_id in rows["image_id"].to_pylist()]
     groups = ["/".join(parts[:levels]) if len(parts) >= levels else "" for parts in folders]

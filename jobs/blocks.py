@@ -44,11 +44,11 @@ def list_part(rows: pa.Table, source: Source, tally: Any) -> Iterator[pa.Table]:
                 raise StorageUnavailable(f"{row['url']}: cannot be listed: {error}") from None
 
 
-def list_known(rows: pa.Table, shards: Any, tally: Any) -> Iterator[pa.Table]:
+def list_known(rows: pa.Table, shards: Any, kept: Sequence[str], tally: Any) -> Iterator[pa.Table]:
     """Files of the present manifest -> the images in them of these shards."""
     shards = ray.get(shards)  # shared by the tasks of a node
     for file in rows["file"].to_pylist():
-        for table in list_images_of(file, shards):
+        for table in list_images_of(file, shards, kept):
             tally.add.remote(len(table), {})
             yield table
 

@@ -41,7 +41,7 @@ def index(config: JobConfig) -> dict[str, Any]:
     skipped: Counter[str] = Counter()
     splits: Counter[str] = Counter()
     before = storage.read_summary(url)
-    update = manifest.Update(url, datetime.now(UTC))
+    update = manifest.Update(url, datetime.now(UTC), assign.schema)
     writer = manifest.Writer(url)
     parts = sources.parts(config.source)
     session.begin(config)
@@ -74,11 +74,11 @@ def index(config: JobConfig) -> dict[str, Any]:
         "changes": update.changes,
         "seconds": round(time.monotonic() - started, 1),
     }
-    if update.new or update.changed or update.deleted:
-        writer.commit(summary)
-    else:
+    if update.is_as_before:
         writer.discard()
         storage.write_summary(url, {**(before or {}), **summary})
+    else:
+        writer.commit(summary)
     return summary
 
 
@@ -106,11 +106,11 @@ def listing(
         files = ray.data.from_items(
             [{"file": file} for file in manifest.files(config.at("manifest"))]
         )
-        found.append(map_batches(files, blocks.list_known, fn_args=(shards, tally), batch_size=1))
+        arguments = (shards, config.source.keep_columns, tally)
+        found.append(map_batches(files, blocks.list_known, fn_args=arguments, batch_size=1))
     dataset = found[0].union(*found[1:]) if len(found) > 1 else found[0]
-    held = (
-        sources.LISTING.empty_table()
-    )  # the last of a batch: the next batch may begin with it again
+    # The last of a batch: the next batch may begin with it again.
+    held = sources.schema(config.source.keep_columns).empty_table()
     with stream.readable_errors(tally, config.at("manifest")):
         for table in dataset.sort("image_id").iter_batches(
             batch_size=_ROWS, batch_format="pyarrow"
@@ -131,7 +131,8 @@ def listing(
 
 
 def each_once(images: pa.Table) -> pa.Table:
-    """One row for an image that the source lists more than once, with the captions of all.
+    """One row for an image that the source lists more than once, with the captions of all, and of
+    what else is kept the first in alphabetical order.
 
     Raises:
         InputError: one id for two files.
@@ -142,6 +143,8 @@ def each_once(images: pa.Table) -> pa.Table:
     if not again.any():
         return images
     texts = images["captions"].to_pylist()
+    kept = images.column_names[len(sources.LISTING) :]
+    labels = {name: images[name].to_pylist() for name in kept}
     first = 0
     for place, is_again in enumerate(again.tolist()):
         if not is_again:
@@ -158,9 +161,13 @@ def each_once(images: pa.Table) -> pa.Table:
             )
         # In one order, whatever the tasks' was: it must not look like a change the next time.
         texts[first] = sorted({*(texts[first] or []), *(texts[place] or [])})
-    captions = pa.array(texts, images.schema.field("captions").type)
-    place = images.schema.get_field_index("captions")
-    return images.set_column(place, images.schema.field(place), captions).filter(pa.array(~again))
+        for of_all in labels.values():
+            of_all[first] = min(filter(None, (of_all[first], of_all[place])), default=None)
+    for name, values in {"captions": texts, **labels}.items():
+        place = images.schema.get_field_index(name)
+        field = images.schema.field(place)
+        images = images.set_column(place, field, pa.array(values, field.type))
+    return images.filter(pa.array(~again))
 
 
 def _place(row: dict[str, Any]) -> str:
@@ -173,6 +180,7 @@ class Assignment:
 
     def __init__(self, config: JobConfig) -> None:
         source = config.source
+        self.schema = manifest.schema(source.keep_columns)
         self.file = None
         if source.captions:
             self.file = captions.read(source.captions, source.captions_format)
@@ -192,13 +200,13 @@ class Assignment:
             "captions": texts,
             "split": [self.splitter.split(image_id) for image_id in ids],
             "serial": pa.array([0] * len(ids), pa.int64()),
-            "deleted": pa.nulls(len(ids), manifest.SCHEMA.field("deleted").type),
+            "deleted": pa.nulls(len(ids), self.schema.field("deleted").type),
         }
         arrays = [
             columns[field.name] if field.name in columns else found[field.name]
-            for field in manifest.SCHEMA
+            for field in self.schema
         ]
-        return pa.table(arrays, schema=manifest.SCHEMA)
+        return pa.table(arrays, schema=self.schema)
 
 
 def _check(config: JobConfig, images: int, update: manifest.Update, skipped: Counter[str]) -> None:

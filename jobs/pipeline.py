@@ -24,7 +24,7 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
     """
     with at_work(config):
         prepare(config, redo)
-        if config.score.also and not is_done(config, "score"):
+        if (config.score.also or config.score.group_by) and not is_done(config, "score"):
             from jobs import score
 
             score.require(config)  # and not after hours of training

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 import ray
 from ray.data import Dataset
 
@@ -34,8 +36,11 @@ def require(config: JobConfig) -> None:
     """See that the scores that are asked for can be had, before anything is done for them.
 
     Raises:
-        InputError: Java, a package or the tower's text side is missing.
+        InputError: Java, a package or the tower's text side is missing, or ``score.group_by`` names
+            no column.
     """
+    if config.score.group_by is not None:
+        scores.check_grouping(config.score.group_by, manifest.schema(config.source.keep_columns))
     java.require(config.score.also)
     if score_actors.of_clip(config.score.also):
         from captioner.text import TextEncoder
@@ -49,6 +54,9 @@ def score(config: JobConfig) -> dict[str, Any]:
     Raises:
         InputError: no caption has a reference, or what a score needs is missing.
     """
+    if config.score.group_by is not None:
+        there = manifest.dataset(config.at("manifest")).schema
+        scores.check_grouping(config.score.group_by, there)
     java.require(config.score.also)
     if score_actors.of_clip(config.score.also):
         score_actors.check_features(config)
@@ -91,19 +99,36 @@ def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images:
     """The second pass: ``scores/``, a row for each captioned image with references."""
     target, by = config.at("scores"), config.score.group_by
     schema = scores.schema(config.score.also, grouped=by is not None)
-    columns = [*COLUMNS, "split"] if by == "split" else COLUMNS
+    columns = [*COLUMNS, by] if by in scores.OF_CAPTIONS else COLUMNS
     with progress.show("score", images, config.run) as tally, stream.readable_errors(tally, target):
         rows = table_rows.read(config.at("captions"), columns, _ROWS_PER_BLOCK)
-        arguments = (ray.put(cider), baseline, by)
-        rows = tasks.map_batches(rows, _score_block, fn_args=arguments, batch_size=None)
+        known = ray.put(_Known(cider, baseline, by, config.at("manifest")))
+        rows = tasks.map_batches(rows, _score_block, fn_args=(known,), batch_size=None)
         rows = score_actors.add(rows, config, tally)
         rows = tasks.map_batches(rows, _finish, fn_args=(schema.names, tally), batch_size=None)
         rows.write_datasink(stream.Shards(target, schema, _ROWS_PER_FILE, _ROWS_PER_BLOCK))
 
 
-def _score_block(rows: pa.Table, cider: Any, baseline: list[str], by: str | None) -> pa.Table:
-    rows = scores.score_rows(rows, _fetched(cider), baseline)
-    return scores.with_group(rows, by) if by else rows
+@dataclass(frozen=True)
+class _Known:
+    """What the score of an image needs to know beside its row."""
+
+    cider: CiderD
+    baseline: list[str]
+    group_by: str | None
+    manifest: str
+
+    @functools.cached_property
+    def images(self) -> pyarrow.dataset.Dataset:
+        return manifest.dataset(self.manifest)
+
+
+def _score_block(rows: pa.Table, reference: Any) -> pa.Table:
+    known = _fetched(reference)
+    rows = scores.score_rows(rows, known.cider, known.baseline)
+    if known.group_by is None:
+        return rows
+    return scores.with_group(rows, known.group_by, known.images)
 
 
 def _groups(config: JobConfig) -> dict[str, dict[str, float]] | None:
@@ -116,8 +141,8 @@ def _groups(config: JobConfig) -> dict[str, dict[str, float]] | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _fetched(reference: Any) -> Any:
-    """An object of Ray's store, unpickled once a worker and not once a block."""
+def _fetched(reference: Any) -> _Known:
+    """Unpickled once a worker and not once a block."""
     return ray.get(reference)
 
 

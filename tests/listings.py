@@ -19,7 +19,7 @@ def listed(images: str | Path, **options: Any) -> tuple[list[dict[str, Any]], di
     """The images of a source, sorted by id, and how many are skipped for which reason."""
     source = Source(images=str(images), **options)
     tables = [table for part in sources.parts(source) for table in sources.list_part(part, source)]
-    assert all(table.schema == sources.LISTING for table in tables)
+    assert all(table.schema == sources.schema(source.keep_columns) for table in tables)
     found: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
     for row in pa.concat_tables(tables).to_pylist():

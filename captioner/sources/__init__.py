@@ -12,9 +12,9 @@ from captioner.config import Source
 from captioner.errors import InputError
 from captioner.sources import columns, directory, tables, tar, uris
 from captioner.sources.known import unchanged
-from captioner.sources.listing import LISTING, Part, Version
+from captioner.sources.listing import LISTING, Part, Version, schema
 
-__all__ = ["LISTING", "Part", "list_part", "parts", "rows_per_read", "unchanged"]
+__all__ = ["LISTING", "Part", "list_part", "parts", "rows_per_read", "schema", "unchanged"]
 
 _LISTERS = {
     "directory": directory.list_files,
@@ -34,15 +34,26 @@ def parts(source: Source) -> list[Part]:
     """
     kind = _kind(source)
     if kind == "directory":
+        _keeps_nothing(source)
         return directory.parts(source)
     files = _files(source.images, _SUFFIXES[kind])
     if not files:
         raise InputError(f"{source.images}: no {_SUFFIXES[kind] or 'such'} file (source.images)")
+    if kind == "list" and not files[0][0].lower().endswith(".parquet"):
+        _keeps_nothing(source)
     return [Part(kind, url, image_id, version.tag) for url, image_id, version in files]
 
 
+def _keeps_nothing(source: Source) -> None:
+    if source.keep_columns:
+        raise InputError(
+            f"source.keep_columns: {source.images} has no columns; Parquet files have, and the "
+            ".json of WebDataset's samples"
+        )
+
+
 def list_part(part: Part, source: Source) -> Iterator[pa.Table]:
-    """The images of a part as tables of the schema ``LISTING``."""
+    """The images of a part as tables of the ``schema`` of ``source.keep_columns``."""
     return _LISTERS[part.kind](part, source)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
-from captioner import storage
+from captioner import manifest, storage
 from captioner.config import Source
 from captioner.errors import InputError
 
@@ -64,6 +64,32 @@ def captions(schema: pa.Schema, chosen: str | None, url: str) -> str | None:
 
 def key(schema: pa.Schema, chosen: str | None, url: str) -> str | None:
     return _optional(schema, chosen, KEYS, f"{url}: source.key_column")
+
+
+def kept(schema: pa.Schema, chosen: Sequence[str], url: str) -> list[str]:
+    """``source.keep_columns``, if they are there.
+
+    Raises:
+        InputError: one is not, or is no label.
+    """
+    for name in chosen:
+        if name not in schema.names or not manifest.is_label(schema.field(name).type):
+            raise InputError(
+                f"{url}: source.keep_columns: no column `{name}` of text, whole numbers or "
+                f"booleans; it has {', '.join(schema.names)}"
+            )
+    return [*chosen]
+
+
+def as_labels(row: Mapping[str, object], names: Sequence[str]) -> dict[str, str | None]:
+    """These values of a row as text; None for what is no label."""
+    return {name: _as_label(row.get(name)) for name in names}
+
+
+def _as_label(value: object) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _utf8(str(value)) if isinstance(value, str | int) else None
 
 
 def as_captions(value: object) -> list[str]:

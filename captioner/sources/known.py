@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from captioner import manifest
 from captioner.config import Source
-from captioner.sources.listing import LISTING, ROWS, Part, Version
+from captioner.sources.listing import ROWS, Part, Version, schema
 
 _THERE = pc.is_null(pc.field("deleted"))
 
@@ -19,28 +19,31 @@ _THERE = pc.is_null(pc.field("deleted"))
 def unchanged(parts: Sequence[Part], source: Source, manifest_url: str) -> set[str]:
     """The URLs of those tar and Parquet shards all of whose images are in the manifest as of the
     shard's present version. With a captions file there are none: the manifest does not say which
-    captions were the shard's own."""
+    captions were the shard's own. Nor are there any where it has not kept what is to be kept."""
+    rows = manifest.dataset(manifest_url)
+    if not set(source.keep_columns) <= set(rows.schema.names):
+        return set()
     versions = {part.url: part.version for part in parts if part.version}
     if source.captions or not versions:
         return set()
     found: defaultdict[str, set[str]] = defaultdict(set)
     columns = ["uri", "modified", "etag"]
-    rows = manifest.dataset(manifest_url)
     for batch in rows.to_batches(columns=columns, filter=_THERE):
         for row in pa.table(batch).group_by(columns).aggregate([]).to_pylist():
             found[row["uri"]].add(Version(None, row["modified"], row["etag"]).tag)
     return {url for url, version in versions.items() if found[url] == {version}}
 
 
-def list_known(file: str, shards: set[str]) -> Iterator[pa.Table]:
-    """The images of these shards that a file of the manifest names, in the schema ``LISTING``."""
+def list_known(file: str, shards: set[str], kept: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """The images of these shards that a file of the manifest names, as a lister lists them."""
     wanted = _THERE & pc.field("uri").isin(sorted(shards))
-    names = [name for name in LISTING.names if name in manifest.SCHEMA.names]
+    listing = schema(kept)
+    names = [name for name in listing.names if name in manifest.schema(kept).names]
     rows = manifest.dataset(file)
     for batch in rows.to_batches(columns=names, filter=wanted, batch_size=ROWS):
         table = pa.table(batch)
-        for name in LISTING.names:
+        for name in listing.names:
             if name not in names:
-                empty = pa.nulls(len(table), LISTING.field(name).type)
+                empty = pa.nulls(len(table), listing.field(name).type)
                 table = table.append_column(name, empty)
-        yield table.select(LISTING.names).cast(LISTING)
+        yield table.select(listing.names).cast(listing)

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,11 @@ LISTING = pa.schema(
     ]
 )
 ROWS = 10_000  # of one table
+
+
+def schema(kept: Sequence[str]) -> pa.Schema:
+    """``LISTING``, and ``source.keep_columns``."""
+    return pa.schema([*LISTING, *(pa.field(name, pa.string()) for name in kept)])
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Rows:
     """Collects the images of a part, and counts by reason what is not one."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self._schema = source, schema(source.keep_columns)
         self._rows: list[dict[str, Any]] = []
         self._skipped: Counter[str] = Counter()
 
@@ -96,7 +101,7 @@ class Rows:
     def full(self) -> Iterator[pa.Table]:
         """A table, once there are enough rows for one."""
         if len(self._rows) >= ROWS:
-            yield pa.Table.from_pylist(self._rows, LISTING)
+            yield pa.Table.from_pylist(self._rows, self._schema)
             self._rows = []
 
     def rest(self) -> Iterator[pa.Table]:
@@ -105,7 +110,7 @@ class Rows:
             {"image_id": "", "skipped": reason, "times": times}
             for reason, times in self._skipped.items()
         ]
-        yield pa.Table.from_pylist(self._rows, LISTING)
+        yield pa.Table.from_pylist(self._rows, self._schema)
 
 
 def why_not(image_id: str, source: Source) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,10 +28,14 @@ def list_rows(part: Part, source: Source) -> Iterator[pa.Table]:
         columns.images(schema, source.image_column, part.url)
         key = columns.key(schema, source.key_column, part.url)
         caption = columns.captions(schema, source.caption_column, part.url)
-        for number, name, captions in _named(part.url, key, caption):
-            image_id = f"{part.prefix}/{name}"
+        kept = columns.kept(schema, source.keep_columns, part.url)
+        for number, row in enumerate(_rows(part.url, filter(None, {key, caption, *kept}))):
+            name = None if key is None else row[key]
+            image_id = f"{part.prefix}/{str(number).zfill(8) if name is None else name}"
             if rows.wants(image_id):
-                rows.add(image_id, part.url, version, row=number, captions=captions)
+                captions = columns.as_captions(row[caption]) if caption else []
+                labels = columns.as_labels(row, kept)
+                rows.add(image_id, part.url, version, row=number, captions=captions, **labels)
                 yield from rows.full()
     except (pa.ArrowException, OSError) as error:
         if not columns.is_damage(error):  # of the storage: its images are still there
@@ -41,17 +46,12 @@ def list_rows(part: Part, source: Source) -> Iterator[pa.Table]:
     yield from rows.rest()
 
 
-def _named(url: str, key: str | None, caption: str | None) -> Iterator[tuple[int, str, list[str]]]:
-    """Number, name and captions of each row."""
-    number = 0
+def _rows(url: str, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """These columns of each row."""
     with storage.parquet(url) as parquet:
         # Without any column, batches still have their rows.
-        for batch in parquet.iter_batches(ROWS, columns=[name for name in (key, caption) if name]):
-            for row in batch.to_pylist():
-                name = row.get(key) if key else None
-                captions = columns.as_captions(row[caption]) if caption else []
-                yield number, str(number).zfill(8) if name is None else str(name), captions
-                number += 1
+        for batch in parquet.iter_batches(ROWS, columns=[*names]):
+            yield from batch.to_pylist()
 
 
 def rows_per_group(url: str) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,13 +22,14 @@ def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
     """Every member is an image, ``SHARD/NAME``, but for those that the globs leave out.
 
     A sample is the members of one name up to its first dot. Its ``.txt``, or the ``caption`` in
-    its ``.json``, goes with each of its images.
+    its ``.json``, goes with each of its images; ``source.keep_columns`` are keys of the ``.json``.
     """
     rows = Rows(source)
     fs, path = storage.filesystem(part.url)
     shard = Version.of(fs.info(path))
     sample: list[tarfile.TarInfo] = []
     captions: list[str] = []
+    labels: dict[str, str | None] = {}
 
     def finish() -> Iterator[pa.Table]:
         for member in sample:
@@ -35,7 +37,7 @@ def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
             if rows.wants(image_id):
                 version = Version(member.size, shard.modified, shard.etag)
                 offset = member.offset_data
-                rows.add(image_id, part.url, version, offset=offset, captions=captions)
+                rows.add(image_id, part.url, version, offset=offset, captions=captions, **labels)
         yield from rows.full()
 
     key = None
@@ -50,8 +52,11 @@ def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
                         continue
                     if (name := _sample(member.name)) != key:
                         yield from finish()
-                        key, sample, captions = name, [], []
-                    captions = captions or _captions(tar, member)
+                        key, sample, captions, labels = name, [], [], {}
+                    texts, document = _beside(tar, member)
+                    captions = captions or texts
+                    if document:
+                        labels = columns.as_labels(document, source.keep_columns)
                     sample.append(member)
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes it for the end
@@ -68,16 +73,20 @@ def _sample(name: str) -> str:
     return f"{folder}/{file.split('.', 1)[0]}"
 
 
-def _captions(tar: tarfile.TarFile, member: tarfile.TarInfo) -> list[str]:
+def _beside(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[list[str], dict[str, Any]]:
+    """The captions in a ``.txt`` or ``.json``, and what else the ``.json`` holds; of an image,
+    nothing."""
     name = member.name.lower()
     if not name.endswith((".txt", ".json")) or member.size > _CAPTION_BYTES:
-        return []
+        return [], {}
     file = tar.extractfile(member)
     text = file.read().decode("utf-8", errors="replace") if file else ""
     if name.endswith(".txt"):
-        return columns.as_captions(text)
+        return columns.as_captions(text), {}
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):  # no JSON, a number too long, or brackets too deep
-        return []
-    return columns.as_captions(document.get("caption")) if isinstance(document, dict) else []
+        return [], {}
+    if not isinstance(document, dict):
+        return [], {}
+    return columns.as_captions(document.get("caption")), document

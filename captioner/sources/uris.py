@@ -38,7 +38,7 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
     else:
         lines = _tab_separated(fs, path) if name.endswith(".tsv") else _text(fs, path)
     try:
-        for where, key, uri, captions in lines:
+        for where, key, uri, captions, labels in lines:
             if not uri:
                 rows.skip("no URI in the list")
                 continue
@@ -46,7 +46,7 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
             if rows.wants(uri.partition("?")[0]):
                 place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
                 name = key or redaction.unsigned(uri)
-                rows.add(name, place, Version(None, None, None), captions=captions)
+                rows.add(name, place, Version(None, None, None), captions=captions, **labels)
                 yield from rows.full()
     except (pa.ArrowException, OSError) as error:
         if not columns.is_damage(error):
@@ -80,14 +80,15 @@ def checked(uri: str, allow_http: bool, where: str) -> str:
     return uri
 
 
-Line = tuple[str, str | None, str, list[str]]  # where, key, URI, captions
+# Where, key, URI, captions, and what else is kept
+Line = tuple[str, str | None, str, list[str], dict[str, str | None]]
 
 
 def _text(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
     with fs.open(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             if text := line.strip():
-                yield f"line {number}", None, text, []
+                yield f"line {number}", None, text, [], {}
 
 
 def _tab_separated(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
@@ -97,7 +98,7 @@ def _tab_separated(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
             if line.strip():
                 caption, _, uri = line.rstrip("\r\n").rpartition("\t")
                 uri = uri.strip() if caption and ("/" in uri or "." in uri) else ""
-                yield f"line {number}", None, uri, columns.as_captions(caption)
+                yield f"line {number}", None, uri, columns.as_captions(caption), {}
 
 
 def _parquet(part: Part, source: Source) -> Iterator[Line]:
@@ -105,12 +106,14 @@ def _parquet(part: Part, source: Source) -> Iterator[Line]:
     uri = columns.uris(schema, source.image_column, part.url)
     key = columns.key(schema, source.key_column, part.url)
     caption = columns.captions(schema, source.caption_column, part.url)
+    kept = columns.kept(schema, source.keep_columns, part.url)
     number = 0
     with storage.parquet(part.url) as parquet:
-        wanted = [name for name in (uri, key, caption) if name]
-        for batch in parquet.iter_batches(ROWS, columns=wanted):
+        wanted = {name for name in (uri, key, caption, *kept) if name}
+        for batch in parquet.iter_batches(ROWS, columns=[*wanted]):
             for row in batch.to_pylist():
                 name = None if key is None or row[key] is None else str(row[key])
                 captions = columns.as_captions(row[caption]) if caption else []
-                yield f"row {number}", name, (row[uri] or "").strip(), captions
+                labels = columns.as_labels(row, kept)
+                yield f"row {number}", name, (row[uri] or "").strip(), captions, labels
                 number += 1

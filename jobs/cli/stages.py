@@ -156,7 +156,9 @@ def caption(
 @click.option("--references", metavar="FILE", help="Score FILE's captions against these.")
 @click.option("--out", metavar="DIR", help="Where to, with --references.")
 @click.option(
-    "--group-by", metavar="WHAT", help="split, directory, directory:2: a score for each, too."
+    "--group-by",
+    metavar="WHAT",
+    help="directory, directory:2, or a column of the manifest: a score for each, too.",
 )
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
 def score(

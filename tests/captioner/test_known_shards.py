@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -40,7 +41,7 @@ def source(directory: Path) -> str:
     return str(directory / "*.tar")
 
 
-def unchanged(directory: Path, **options: str) -> set[str]:
+def unchanged(directory: Path, **options: Any) -> set[str]:
     of = Source(images=source(directory), **options)
     found = sources.unchanged(sources.parts(of), of, str(directory.parent / "manifest"))
     return {url.rpartition("/")[2] for url in found}
@@ -88,3 +89,18 @@ def test_files_without_a_version_are_read_each_time(shards: Path) -> None:
     parts = [sources.Part("webdataset", str(shards / "a.tar"), "a.tar", "")]
     of = Source(images=source(shards))
     assert sources.unchanged(parts, of, str(shards.parent / "manifest")) == set()
+
+
+def test_what_is_kept_of_known_shards_is_in_the_manifest(shards: Path) -> None:
+    assert unchanged(shards, keep_columns=["camera"]) == set()
+    url = str(shards.parent / "manifest")
+    for file in manifest.files(url):
+        rows = [{**row, "camera": row["image_id"]} for row in manifest.read(file).to_pylist()]
+        table = pa.Table.from_pylist(rows, manifest.schema(["camera"]))
+        write_parquet(Path(file), dict(zip(table.column_names, table.columns)))
+    assert unchanged(shards, keep_columns=["camera"]) == {"a.tar", "b.tar", "c.tar"}
+    assert unchanged(shards, keep_columns=["camera", "lens"]) == set()
+    first, *_ = manifest.files(url)
+    (table,) = list_known(first, {str(shards / "a.tar")}, ["camera"])
+    assert table.schema == sources.schema(["camera"])
+    assert table["camera"].to_pylist() == ["a.tar/0.jpg", "a.tar/1.jpg"]

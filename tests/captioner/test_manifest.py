@@ -13,6 +13,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from captioner import manifest, storage
+from captioner.errors import InputError
 
 DAY = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 IMAGE = {
@@ -515,3 +516,75 @@ def test_serials_are_sorted(rows: str) -> None:
     manifest.renew(rows, np.array([1, 4]))
     assert manifest.serials(rows).tolist() == [0, 2, 3, 5, 6, 7]
     assert manifest.serials(rows, ["train"]).tolist() == [0, 7]
+
+
+# What else is kept
+
+
+def update_kept(url: str, cameras: dict[str, str | None], *kept: str) -> manifest.Update:
+    """Bring the manifest up to date with images that have these cameras."""
+    columns = manifest.schema(kept)
+    result, writer = manifest.Update(url, DAY, columns), manifest.Writer(url)
+    table = listing(images(*cameras))
+    if kept:
+        values = pa.array([cameras[name] for name in sorted(cameras)], pa.string())
+        table = table.append_column("camera", values)
+    writer.add(result.apply(table))
+    for gone in result.finish():
+        writer.add(gone)
+    writer.commit({"serial": result.serial})
+    return result
+
+
+def test_kept_columns_may_come_and_change_and_go_without_a_new_number(url: str) -> None:
+    assert not update_kept(url, {"a": "front", "b": None}).is_as_before
+    for cameras, kept, as_before in (
+        ({"a": "front", "b": None}, ["camera"], False),  # a column more
+        ({"a": "front", "b": None}, ["camera"], True),
+        ({"a": "front", "b": "rear"}, ["camera"], False),
+        ({"a": "front", "b": "rear"}, ["camera"], True),
+        ({"a": "front", "b": "rear"}, [], False),
+        ({"a": "front", "b": "rear"}, [], True),
+    ):
+        result = update_kept(url, cameras, *kept)
+        assert counts(result) == (0, 0, 0, 2)
+        assert result.is_as_before == as_before
+        assert serials_of(url) == {"a": 0, "b": 1}
+        rows = manifest.read(url)
+        assert rows.schema.equals(manifest.schema(kept))
+        if kept:
+            assert dict(zip("ab", rows["camera"].to_pylist())) == cameras
+
+
+def test_kept_columns_outlive_a_second_try(url: str) -> None:
+    update_kept(url, {"a": "front", "b": "rear"}, "camera")
+    assert manifest.renew(url, np.array([0])) == 1
+    assert manifest.read(url, ["serial", "camera"]).to_pylist() == [
+        {"serial": 2, "camera": "front"},
+        {"serial": 1, "camera": "rear"},
+    ]
+
+
+@pytest.mark.parametrize("names", [["split"], ["directory"], ["skipped"], ["lens", "lens"]])
+def test_a_name_that_is_taken_cannot_be_kept(names: list[str]) -> None:
+    with pytest.raises(InputError, match=f"source.keep_columns: the name `{names[-1]}` is taken"):
+        manifest.schema(names)
+
+
+def test_images_can_be_grouped_by_text_numbers_and_booleans() -> None:
+    columns = pa.schema([*manifest.schema(["camera"]), pa.field("night", pa.bool_())])
+    labels = ["uri", "offset", "row", "size", "etag", "split", "camera", "night"]
+    assert manifest.labels(columns) == labels
+
+
+def test_a_column_of_some_images_is_in_their_order(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "ROWS_PER_FILE", 3)
+    update(url, {f"{n}": {"size": n} for n in range(9)}, cuts=[3, 6])
+    rows = manifest.dataset(url)
+    ids = pa.chunked_array([["7", "none"], ["2", "5", "2"]])
+    assert manifest.values(rows, ids, "size").to_pylist() == [7, None, 2, 5, 2]
+    nothing = manifest.values(rows, pa.chunked_array([], pa.string()), "size")
+    assert nothing.to_pylist() == []
+    assert nothing.type == pa.int64()

@@ -180,3 +180,12 @@ def test_how_many_rows_are_read_together(tmp_path: Path) -> None:
     assert sources.rows_per_read(part) == 4
     (tmp_path / "p.parquet").write_bytes(b"damaged")
     assert sources.rows_per_read(part) == 1
+
+
+def test_columns_are_kept_beside_images(path: Path) -> None:
+    write_parquet(path, {"jpg": [b"0", b"1"], "camera": ["front", "rear"], "lens": [35, 50]})
+    found, _ = listed(path, keep_columns=["lens", "camera"])
+    assert [(row["row"], row["lens"], row["camera"]) for row in found] == [
+        (0, "35", "front"),
+        (1, "50", "rear"),
+    ]

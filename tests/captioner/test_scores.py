@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 import pytest
 
-from captioner import scores
+from captioner import manifest, scores
 from captioner.config import Score
+from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, CiderD, rouge_l, sentence_bleu_4
 from tests.captioner.metrics.corpora import Corpus, babble, uneven
 
 BASELINE = ["a", "dog"]
+NO_MANIFEST = pa.dataset.dataset(manifest.SCHEMA.empty_table())
 
 
 def caption_rows(corpus: Corpus) -> pa.Table:
@@ -58,7 +61,7 @@ def test_each_group_is_scored_as_its_images_alone(parts: int) -> None:
         ("directory:2", {"", "a/b"}),
         ("directory:3", {"", "a/b/c"}),
     ):
-        grouped = scores.with_group(rows, by)
+        grouped = scores.with_group(rows, by, NO_MANIFEST)
         size = -(-len(rows) // parts)
         blocks = [grouped.slice(start, size) for start in range(0, len(rows), size)]
         found = scores.of_groups(scores.add_groups([scores.sum_groups(b) for b in blocks]))
@@ -69,6 +72,38 @@ def test_each_group_is_scored_as_its_images_alone(parts: int) -> None:
             of_all = scores.figures(alone, "a dog", Score(resamples=100))
             assert values["bleu_4"] == pytest.approx(of_all["all_references"]["bleu_4"])
             assert values["cider"] == pytest.approx(of_all["cider"])
+
+
+def test_images_are_grouped_by_columns_of_captions_and_of_the_manifest() -> None:
+    known = [
+        {
+            "image_id": f"{n}.jpg",
+            "serial": n,
+            "uri": "signed?",
+            "size": n % 2 or None,
+            "camera": name,
+        }
+        for n, name in enumerate(("rear", None, "front", ""))
+    ]
+    images = pa.dataset.dataset(pa.Table.from_pylist(known, manifest.schema(["camera"])))
+    ids = ["3.jpg", "2.jpg", "0.jpg", "elsewhere", "1.jpg"]
+    rows = pa.table({"image_id": ids, "split": ["val", None, "test", "", "val"], "uri": [*"abcde"]})
+    for by, expected in (
+        ("split", ["val", "", "test", "", "val"]),
+        ("uri", [*"abcde"]),  # not the manifest's, which may have a signature
+        ("camera", ["", "front", "rear", "", ""]),
+        ("size", ["1", "", "", "", "1"]),
+    ):
+        assert scores.with_group(rows, by, images)["group"].to_pylist() == expected
+
+
+@pytest.mark.parametrize("by", ["lens", "directory:0", "captions", "image_id", "modified", ""])
+def test_what_is_no_group_is_refused_with_what_there_is(by: str) -> None:
+    columns = manifest.schema(["camera"])
+    with pytest.raises(InputError, match=f"no column `{by}`; it has uri, .*, split, camera, and"):
+        scores.check_grouping(by, columns)
+    for fine in ("camera", "split", "size", "directory", "directory:12"):
+        scores.check_grouping(fine, columns)
 
 
 @pytest.mark.parametrize("corpus", [babble(0), uneven()])

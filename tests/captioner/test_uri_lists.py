@@ -217,3 +217,34 @@ def test_several_lists_are_one_source(tmp_path: Path) -> None:
 def test_a_list_on_any_file_system(memory_root: str) -> None:
     storage.write_table(f"{memory_root}/l.parquet", pa.table({"url": [f"{memory_root}/a.jpg"]}))
     assert places(f"{memory_root}/l.parquet") == {f"{memory_root}/a.jpg": f"{memory_root}/a.jpg"}
+
+
+def test_columns_that_are_to_be_kept_are_kept_as_text(tmp_path: Path) -> None:
+    columns = {
+        "url": ["/a.jpg", "/b.jpg", "/c.jpg"],
+        "camera": pa.array(["front", "rear", None]).dictionary_encode(),
+        "weather": ["sun", None, ""],
+        "year": [2024, None, -1],
+        "night": [True, False, None],
+    }
+    path = write_parquet(tmp_path / "l.parquet", columns)
+    found, _ = listed(path, keep_columns=["camera", "year", "night", "weather"])
+    names = ("camera", "year", "night", "weather")
+    assert [tuple(row[name] for name in names) for row in found] == [
+        ("front", "2024", "true", "sun"),
+        ("rear", None, "false", None),
+        (None, "-1", None, ""),
+    ]
+    assert set(listed(path)[0][0]) & set(names) == set()
+
+
+def test_a_column_that_cannot_be_kept_is_refused(tmp_path: Path, text: Path) -> None:
+    path = write_parquet(tmp_path / "l.parquet", {"url": ["/a.jpg"], "score": [0.5]})
+    for name in ("score", "camera"):
+        with pytest.raises(InputError, match=f"no column `{name}` of text.*it has url, score"):
+            listed(path, keep_columns=[name])
+    text.write_text("/a.jpg\n")
+    with pytest.raises(InputError, match=r"source\.keep_columns: .*list\.txt has no columns"):
+        listed(text, keep_columns=["camera"])
+    with pytest.raises(InputError, match="has no columns"):
+        listed(tmp_path, keep_columns=["camera"])

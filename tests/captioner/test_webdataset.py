@@ -244,3 +244,22 @@ def test_shards_on_any_file_system(memory_root: str, form: str) -> None:
 def test_a_glob_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\*\.tar: no \.tar file \(source\.images\)"):
         ids(tmp_path / "*.tar")
+
+
+def test_keys_of_a_samples_json_are_kept(shard: Path) -> None:
+    members = {
+        "0.jpg": b"0",
+        "0.json": b'{"caption": "a dog", "camera": "front", "lens": 35, "boxes": [1, 2]}',
+        "1.json": b'{"camera": null, "night": true}',
+        "1.jpg": b"1",
+        "2.jpg": b"2",
+    }
+    shard.write_bytes(tar(members))
+    found, _ = listed(shard, exclude=["*.json"], keep_columns=["camera", "lens", "night", "boxes"])
+    names = ("camera", "lens", "night", "boxes")
+    assert [tuple(row[name] for name in names) for row in found] == [
+        ("front", "35", None, None),
+        (None, None, "true", None),
+        (None, None, None, None),
+    ]
+    assert found[0]["captions"] == ["a dog"]

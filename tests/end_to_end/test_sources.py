@@ -120,3 +120,26 @@ def test_the_web_is_asked_only_when_that_is_meant(
     refused = captioner("index", small_config, *at, status=2).output
     assert "line 1: http://127.0.0.1:9/picture.jpg" in refused
     assert "source.allow_http=true" in refused
+
+
+def test_a_column_may_be_kept_later(
+    captioner: Cli, small_config: Path, sources: dict[str, str], tmp_path: Path
+) -> None:
+    rows = pq.read_table(sources["parquet"])
+    cameras = pa.array([("front", "rear")[number % 2] for number in range(PICTURES)])
+    pq.write_table(rows.append_column("camera", cameras), sources["parquet"])
+    at = (f"--set=source.images={sources['parquet']}", "--set=source.captions=null")
+    captioner("index", small_config, *at)
+    before = manifest.read(str(tmp_path / "run" / "manifest"))
+    refused = captioner("run", small_config, *at, "--set=score.group_by=camera", status=2).output
+    assert "no column `camera`" in refused
+    keep = (*at, "--set=source.keep_columns=[camera]")
+    output = captioner("index", small_config, *keep).output
+    assert f"against the manifest before: {PICTURES} unchanged" in output
+    assert "have not changed" not in output  # they had to be read
+    after = manifest.read(str(tmp_path / "run" / "manifest"))
+    assert after.drop_columns(["camera"]) == before
+    assert after["camera"].to_pylist() == cameras.take(after["row"]).to_pylist()
+    again = captioner("index", small_config, *keep).output
+    assert "1 shards have not changed" in again
+    assert manifest.read(str(tmp_path / "run" / "manifest")) == after

@@ -44,3 +44,14 @@ def test_one_id_for_two_images_is_refused(other: Place) -> None:
     message = f"two images have the id b: /b.jpg and {place}.*source.key_column"
     with pytest.raises(InputError, match=message):
         each_once(images(A, B, B, other, C))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_what_is_kept_of_it_is_the_same_in_every_order(order: tuple[int, ...]) -> None:
+    cameras, lenses = ["rear", None, "front"], [None, None, None]
+    found = images(A, A, A, B)
+    for name, values in (("camera", cameras), ("lens", lenses)):
+        column = [*(values[n] for n in order), "last"]
+        found = found.append_column(name, pa.array(column, pa.string()))
+    once = each_once(found).select(["camera", "lens"]).to_pylist()
+    assert once == [{"camera": "front", "lens": None}, {"camera": "last", "lens": "last"}]

@@ -17,11 +17,11 @@ from captioner import features, manifest, storage
 from captioner.config import JobConfig, parse
 from captioner.encoder import Encoder
 from captioner.errors import InputError
-from captioner.metrics import CiderD, java, rouge_l
+from captioner.metrics import BleuStatistics, CiderD, java, rouge_l
 from captioner.metrics.clip import PROMPT
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
-from jobs import score
+from jobs import score, session
 from jobs.caption import caption_rows
 
 TINY_CLIP = {
@@ -201,3 +201,43 @@ def test_captions_without_references_are_refused(cluster: str, tmp_path: Path) -
         storage.write_table(str(file), rows.set_column(place, "references", nothing))
     with pytest.raises(InputError, match="no caption has a reference to score it by"):
         score.score(config)
+
+
+def test_groups_are_looked_up_in_the_manifest(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build(tmp_path, group_by="camera")
+    cameras = {f"{number:02}.jpg": ("front", "rear", None)[number % 3] for number in range(IMAGES)}
+    listed = manifest.read(config.at("manifest")).to_pylist()
+    rows = [{**row, "camera": cameras[row["image_id"]]} for row in listed]
+    for part in range(2):
+        some = pa.Table.from_pylist(rows[part::2], manifest.schema(["camera"]))
+        storage.write_table(config.at("manifest", f"part-{part}.parquet"), some)
+    monkeypatch.setattr(score, "_ROWS_PER_BLOCK", 7)
+    written, scored_rows = scored(config)
+    assert written["groups"]["by"] == "camera"
+    captioned = captions_of(config)
+    for camera in ("front", "rear", None):
+        alone = [row for row in captioned if cameras[row["image_id"]] == camera]
+        together = sum(
+            (BleuStatistics.from_list(row["bleu_statistics"]) for row in alone), BleuStatistics()
+        )
+        found = written["groups"]["scores"][camera or ""]
+        assert found["images"] == len(alone) > 5
+        assert found["bleu_2"] == pytest.approx(together.bleu()[1])
+    assert [row["group"] for row in scored_rows] == [
+        cameras[row["image_id"]] or "" for row in captioned
+    ]
+
+
+def test_a_column_that_is_not_there_is_told_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build(tmp_path, group_by="camera")
+    monkeypatch.setattr(session, "begin", lambda *_: pytest.fail("Ray was started"))
+    with pytest.raises(InputError, match=r"no column `camera`; it has uri, .*split.*keep_columns"):
+        score.score(config)
+    with pytest.raises(InputError, match="no column `camera`"):
+        score.require(config)
+    kept = config.source.model_copy(update={"keep_columns": ["camera"]})
+    score.require(config.model_copy(update={"source": kept}))  # it will be there
