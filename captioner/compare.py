@@ -88,10 +88,12 @@ def compare(one: JobConfig, other: JobConfig) -> Comparison:
         if any(name in each for each in found for name in _OF_THE_TOWER):
             warnings.append("CLIPScore is not compared: that of another tower is another scale")
     found = [{name: each[name] for name in names} for each in found]
-    images, options = len(first.scores), one.score
-    a, b = (scores.corpus(scores.totals(each), images) for each in found)
-    draws = [scores.resampled(each, options.resamples, options.seed) for each in found]
-    drawn_a, drawn_b = (scores.corpus(sums, images) for sums in draws)
+    ids, options = first.scores["image_id"], one.score
+    a, b = (scores.corpus(scores.totals(each)) for each in found)
+    drawn_a, drawn_b = (
+        scores.of_resamples(scores.resampled(ids, each, options.resamples, options.seed))
+        for each in found
+    )
     differences = []
     for name in a:
         bounds = interval(drawn_b[name] - drawn_a[name])

@@ -36,6 +36,16 @@ TITLES = {
     "ref_clip_score": "RefCLIPScore",
 }
 _MEANS = ("rouge_l", "cider", "spice", "clip_score", "ref_clip_score")
+RESAMPLED = ("bleu_statistics", "meteor_statistics", *_MEANS)
+_BESIDE = (
+    "one_reference_statistics",
+    "baseline_statistics",
+    "baseline_rouge_l",
+    "baseline_cider",
+)
+# Scores are added as multiples of this: up to sums of 2e8 without rounding, so that the same images
+# have the same sums, to the last digit, in whatever order and blocks.
+_GRAIN = 2.0**-25
 OF_CAPTIONS = ("split", "uri")  # to group by: there, uri is without a signature
 _DIRECTORY = re.compile(r"directory(:[1-9]\d*)?")
 _BLEU = pa.list_(pa.int32(), 10)  # metrics.BleuStatistics.to_list
@@ -182,98 +192,130 @@ def with_group(rows: pa.Table, by: str, images: pyarrow.dataset.Dataset) -> pa.T
 
 
 def sum_groups(rows: pa.Table) -> pa.Table:
-    """Rows of ``scores/`` -> for each ``group`` how many ``images`` it has and the sums of what
-    adds up; parts of these are added by ``add_groups``."""
-    columns = {"group": rows["group"], "images": pa.array([1] * len(rows), pa.int64())}
-    for name, values in statistics(rows).items():
-        columns |= {
-            f"{name} {place}": pa.array(values[:, place]) for place in range(values.shape[1])
-        }
-    return add_groups([pa.table(columns)])
+    """Rows of ``scores/`` -> the sums of what adds up, by ``group``; without groups, of all. Parts
+    of these are added by ``add_sums``."""
+    grouped = "group" in rows.column_names
+    groups = rows["group"] if grouped else pa.array([""] * len(rows), pa.string())
+    return add_sums([_sums("group", groups, statistics(rows, (*RESAMPLED, *_BESIDE)))])
 
 
-def add_groups(parts: Sequence[pa.Table]) -> pa.Table:
+def sum_resamples(rows: pa.Table, resamples: int, seed: int) -> pa.Table:
+    """Rows of ``scores/`` -> the same sums over resampled images, by the number of the
+    ``resample``."""
+    drawn = resampled(rows["image_id"], statistics(rows), resamples, seed)
+    return _sums("resample", pa.array(range(resamples), pa.int32()), drawn)
+
+
+def add_sums(parts: Sequence[pa.Table]) -> pa.Table:
+    """The sums of several parts together, by what their first column says."""
     together = pa.concat_tables(parts)
-    names = [name for name in together.column_names if name != "group"]
-    summed = together.group_by("group").aggregate([(name, "sum") for name in names])
-    return summed.select(["group", *(f"{name}_sum" for name in names)]).rename_columns(
-        ["group", *names]
-    )
+    key, *names = together.column_names
+    summed = together.group_by(key).aggregate([(name, "sum") for name in names])
+    return summed.select([key, *(f"{name}_sum" for name in names)]).rename_columns([key, *names])
+
+
+def _sums(key: str, values: pa.Array, found: Statistics) -> pa.Table:
+    columns = {
+        f"{name} {place}": pa.array(column)
+        for name, of_name in found.items()
+        for place, column in enumerate(of_name.T)
+    }
+    return pa.table({key: values, **columns})
+
+
+def _statistics_of(sums: pa.Table) -> Statistics:
+    """The columns of ``sum_groups`` or ``sum_resamples`` by name, ``(rows, columns)``."""
+    columns: dict[str, list[NDArray[np.float64]]] = {}
+    for name in sums.column_names[1:]:  # "bleu_statistics 3": in the order of their places
+        columns.setdefault(name.partition(" ")[0], []).append(sums[name].to_numpy())
+    return {name: np.stack(of_name, axis=1) for name, of_name in columns.items()}
+
+
+def count_images(sums: pa.Table) -> int:
+    return int(totals(_statistics_of(sums))["images"][0])
 
 
 def of_groups(sums: pa.Table) -> dict[str, dict[str, float]]:
     """The scores of each group, and how many ``images`` it has, the largest first. CIDEr-D is by
     the document frequencies of all images together."""
-    found: dict[str, dict[str, float]] = {}
-    by_size = [("images", "descending"), ("group", "ascending")]
-    for row in sums.sort_by(by_size).to_pylist():
-        group, images = row.pop("group"), row.pop("images")
-        columns: dict[str, list[float]] = {}
-        for name, value in row.items():  # "bleu_statistics 3": in the order of their places
-            columns.setdefault(name.partition(" ")[0], []).append(value)
-        scores = corpus({name: np.array(values) for name, values in columns.items()}, images)
-        found[group] = {"images": images, **{name: float(v) for name, v in scores.items()}}
-    return found
+    sums = sums.sort_by([("images 0", "descending"), ("group", "ascending")])
+    found = _statistics_of(sums)
+    scores = corpus(found)
+    return {
+        group: {
+            "images": int(found["images"][place, 0]),
+            **{name: float(values[place]) for name, values in scores.items()},
+        }
+        for place, group in enumerate(sums["group"].to_pylist())
+    }
 
 
-def figures(rows: pa.Table, baseline: str, options: Score) -> dict[str, Any]:
-    """Scores of all images, from rows of ``scores/`` in a fixed order: the resamples go by it."""
-    found = statistics(rows)
-    scores = corpus(totals(found), len(rows))
-    drawn = corpus(resampled(found, options.resamples, options.seed), len(rows))
+def figures(groups: pa.Table, drawn: pa.Table, baseline: str, options: Score) -> dict[str, Any]:
+    """Scores of all images, from ``sum_groups`` and ``sum_resamples`` of all."""
+    found = totals(_statistics_of(groups))
+    scores = corpus(found)
+    intervals = of_resamples(_statistics_of(drawn))
     bleu = {name: scores.pop(name) for name in TITLES if name.startswith("bleu_")}
     return {
         "all_references": {name: float(value) for name, value in bleu.items()},
-        "one_reference": _bleu(rows["one_reference_statistics"]),
+        "one_reference": _bleu(found["one_reference_statistics"]),
         "always_the_most_frequent_caption": {
             "caption": baseline,
-            **_bleu(rows["baseline_statistics"]),
-            "rouge_l": pc.mean(rows["baseline_rouge_l"]).as_py(),
-            "cider": pc.mean(rows["baseline_cider"]).as_py(),
+            **_bleu(found["baseline_statistics"]),
+            "rouge_l": float(found["baseline_rouge_l"][0] / found["images"][0]),
+            "cider": float(found["baseline_cider"][0] / found["images"][0]),
         },
         **{name: float(value) for name, value in scores.items()},
-        "intervals": {name: list(interval(values)) for name, values in drawn.items()},
+        "intervals": {name: list(interval(values)) for name, values in intervals.items()},
         "bootstrap": {"level": LEVEL, "resamples": options.resamples, "seed": options.seed},
     }
 
 
-def _bleu(column: pa.ChunkedArray) -> dict[str, float]:
-    scores = corpus_bleu(_matrix(column).sum(axis=0))
-    return {f"bleu_{order}": float(value) for order, value in zip(ORDERS, scores)}
+def _bleu(sums: NDArray[np.float64]) -> dict[str, float]:
+    return {f"bleu_{order}": float(value) for order, value in zip(ORDERS, corpus_bleu(sums))}
 
 
-def statistics(rows: pa.Table) -> Statistics:
-    """What adds up, of rows of ``scores/``."""
-    names = ("bleu_statistics", "meteor_statistics", *_MEANS)
-    return {name: _matrix(rows[name]) for name in names if name in rows.column_names}
+def statistics(rows: pa.Table, names: Sequence[str] = RESAMPLED) -> Statistics:
+    """What adds up, of rows of ``scores/``; and ``images``, of each one."""
+    found = {name: _matrix(rows[name]) for name in names if name in rows.column_names}
+    return {"images": np.ones((len(rows), 1)), **found}
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[np.float64]:
     if pa.types.is_fixed_size_list(column.type):
-        return features.to_numpy(column).astype(np.float64)
-    values: NDArray[np.float64] = column.to_numpy().astype(np.float64)
-    return values[:, None]
+        values = features.to_numpy(column).astype(np.float64)
+    else:
+        values = column.to_numpy().astype(np.float64)[:, None]
+    return np.rint(values / _GRAIN) * _GRAIN
 
 
 def totals(found: Statistics) -> Statistics:
-    """Sums over all images, ``(columns,)``."""
+    """Sums over all rows, ``(columns,)``."""
     return {name: values.sum(axis=0) for name, values in found.items()}
 
 
-def resampled(found: Statistics, resamples: int, seed: int) -> Statistics:
-    """Sums over resampled images, ``(resamples, columns)``. The draw depends on the number of
-    images and the seed alone: of the same images in the same order, those of two systems are
-    paired."""
-    sums = resampled_sums(np.hstack(list(found.values())), resamples, seed)
+def resampled(
+    image_ids: pa.ChunkedArray, found: Statistics, resamples: int, seed: int
+) -> Statistics:
+    """Sums over resampled images, ``(resamples, columns)``. Of the same images, those of two
+    systems are paired."""
+    together = np.hstack(list(found.values()))
+    sums = resampled_sums(image_ids.to_pylist(), together, resamples, seed)
     widths = np.cumsum([values.shape[1] for values in found.values()])
     return dict(zip(found, np.split(sums, widths[:-1], axis=1)))
 
 
-def corpus(sums: Statistics, images: int) -> dict[str, NDArray[np.float64]]:
-    """Scores of so many images, ``(...)`` by metric in the order of ``TITLES``, from sums
-    ``(..., columns)``."""
+def of_resamples(sums: Statistics) -> dict[str, NDArray[np.float64]]:
+    """``corpus`` of each resample that has an image: of very few, some have none."""
+    there = sums["images"][:, 0] > 0
+    return corpus({name: values[there] for name, values in sums.items()})
+
+
+def corpus(sums: Statistics) -> dict[str, NDArray[np.float64]]:
+    """Scores, ``(...)`` by metric in the order of ``TITLES``, from sums ``(..., columns)``."""
     bleu = corpus_bleu(sums["bleu_statistics"])
     found = {f"bleu_{order}": bleu[..., order - 1] for order in ORDERS}
+    images = sums["images"][..., 0]
     found |= {name: sums[name][..., 0] / images for name in _MEANS if name in sums}
     if "meteor_statistics" in sums:
         found["meteor"] = meteor(sums["meteor_statistics"])

@@ -28,6 +28,7 @@ from jobs import progress, score_actors, session, stream, table_rows, tasks
 COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
 _ROWS_PER_BLOCK = 1_000
 _ROWS_PER_FILE = 100_000
+_ROWS_PER_SUM = 50_000  # so many images have as many resamples' sums as one
 _PARTS_AT_ONCE = 64
 _GROUPS_SHOWN = 20
 
@@ -70,10 +71,10 @@ def score(config: JobConfig) -> dict[str, Any]:
     baseline = _baseline(config)
     storage.remove(target)
     _write_scores(config, scores.cider_of(counts), baseline.split(), images)
-    groups = _groups(config)
-    found = manifest.read(target).sort_by("image_id")
-    if len(found) != images:
-        raise RuntimeError(f"{target}: {len(found)} rows were written for {images} images")
+    groups = _sums(config, scores.sum_groups)
+    if (written := scores.count_images(groups)) != images:
+        raise RuntimeError(f"{target}: {written} rows were written for {images} images")
+    drawn = _sums(config, scores.sum_resamples, config.score.resamples, config.score.seed)
     summary = storage.read_summary(captions)
     seconds = round(time.monotonic() - started, 1)
     serial = summary["serial"] if summary else None
@@ -82,15 +83,16 @@ def score(config: JobConfig) -> dict[str, Any]:
     metrics = {
         "images": images,
         "errors": manifest.dataset(captions).count_rows(filter=pc.field("error").is_valid()),
-        **scores.figures(found, baseline, config.score),
+        **scores.figures(groups, drawn, baseline, config.score),
         "distinct_captions": variety.distinct,
         "distinct_share": variety.distinct / max(1, variety.captions),
         "most_frequent_caption": variety.most_frequent,
         "most_frequent_share": variety.most_frequent_share,
         "encoder": features.read_identity(captions).to_dict(),
     }
-    if groups is not None:
-        metrics["groups"] = {"by": config.score.group_by, "scores": groups}
+    if config.score.group_by is not None:
+        by_group = scores.of_groups(groups)
+        metrics["groups"] = {"by": config.score.group_by, "scores": by_group}
     storage.write_json(config.at("metrics.json"), metrics)
     return metrics
 
@@ -131,13 +133,11 @@ def _score_block(rows: pa.Table, reference: Any) -> pa.Table:
     return scores.with_group(rows, known.group_by, known.images)
 
 
-def _groups(config: JobConfig) -> dict[str, dict[str, float]] | None:
-    """The scores of every group, from sums that Ray's tasks have made of their blocks."""
-    if config.score.group_by is None:
-        return None
-    names = [*scores.schema(config.score.also, grouped=True).names]
-    rows = table_rows.read(config.at("scores"), names, _ROWS_PER_BLOCK)
-    return scores.of_groups(_added_up(rows, scores.sum_groups, scores.add_groups))
+def _sums(config: JobConfig, count: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+    """Sums over ``scores/``, which Ray's tasks make of their blocks."""
+    names = scores.schema(config.score.also, config.score.group_by is not None).names
+    rows = table_rows.read(config.at("scores"), names, _ROWS_PER_SUM)
+    return _added_up(rows, count, scores.add_sums, *arguments)
 
 
 @functools.lru_cache(maxsize=1)
@@ -158,11 +158,12 @@ def _counts(rows: Dataset, count: Callable[[pa.Table], pa.Table]) -> pa.Table:
 
 def _added_up(
     rows: Dataset,
-    count: Callable[[pa.Table], pa.Table],
+    count: Callable[..., pa.Table],
     add: Callable[[list[pa.Table]], pa.Table],
+    *arguments: Any,
 ) -> pa.Table:
     parts: list[pa.Table] = []
-    counted = tasks.map_batches(rows, count, batch_size=None)
+    counted = tasks.map_batches(rows, count, fn_args=arguments, batch_size=None)
     for part in counted.iter_batches(batch_size=None, batch_format="pyarrow"):
         parts.append(part)
         if len(parts) == _PARTS_AT_ONCE:

@@ -154,11 +154,14 @@ def write_metrics(config: JobConfig, encoder: dict[str, Any]) -> None:
     cider = scores.cider_of(scores.add_up([scores.count_texts(rows)]))
     scored = scores.score_rows(rows, cider, tokenize(baseline)).sort_by("image_id")
     scored = scored.select(scores.schema([]).names)
+    options = Score(resamples=100)
     variety = metrics.Variety.of(rows["caption"].drop_null().to_pylist())
     values = {
         "images": len(scored),
         "errors": len(rows) - rows["error"].null_count,
-        **scores.figures(scored, baseline, Score(resamples=100)),
+        **scores.figures(
+            scores.sum_groups(scored), scores.sum_resamples(scored, 100, 0), baseline, options
+        ),
         "distinct_captions": variety.distinct,
         "distinct_share": variety.distinct / variety.captions,
         "most_frequent_caption": variety.most_frequent,

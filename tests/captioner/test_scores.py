@@ -16,6 +16,7 @@ from captioner import manifest, scores
 from captioner.config import Score
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, CiderD, rouge_l, sentence_bleu_4
+from captioner.metrics.bootstrap import draws
 from tests.captioner.metrics.corpora import Corpus, babble, uneven
 
 BASELINE = ["a", "dog"]
@@ -50,6 +51,17 @@ def scored(rows: pa.Table, parts: int = 1) -> pa.Table:
     return made.select(scores.schema([]).names).cast(scores.schema([]))
 
 
+def figures(rows: pa.Table, options: Score, size: int = 1000) -> dict[str, Any]:
+    """Added up of blocks of so many rows, as tasks do it; "a dog" is the baseline."""
+    blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
+    sums = scores.add_sums([scores.sum_groups(block) for block in blocks])
+    drawn = scores.add_sums(
+        [scores.sum_resamples(block, options.resamples, options.seed) for block in blocks]
+    )
+    assert scores.count_images(sums) == len(rows)
+    return scores.figures(sums, drawn, "a dog", options)
+
+
 @pytest.mark.parametrize("parts", [1, 4])
 def test_each_group_is_scored_as_its_images_alone(parts: int) -> None:
     rows = scored(caption_rows(babble(0)))
@@ -64,12 +76,12 @@ def test_each_group_is_scored_as_its_images_alone(parts: int) -> None:
         grouped = scores.with_group(rows, by, NO_MANIFEST)
         size = -(-len(rows) // parts)
         blocks = [grouped.slice(start, size) for start in range(0, len(rows), size)]
-        found = scores.of_groups(scores.add_groups([scores.sum_groups(b) for b in blocks]))
+        found = scores.of_groups(scores.add_sums([scores.sum_groups(b) for b in blocks]))
         assert found.keys() == expected
         assert sum(each["images"] for each in found.values()) == len(rows)
         for group, values in found.items():
             alone = grouped.filter(pc.equal(grouped["group"], group))
-            of_all = scores.figures(alone, "a dog", Score(resamples=100))
+            of_all = figures(alone, Score(resamples=100))
             assert values["bleu_4"] == pytest.approx(of_all["all_references"]["bleu_4"])
             assert values["cider"] == pytest.approx(of_all["cider"])
 
@@ -115,7 +127,7 @@ def test_scores_of_each_image_and_of_all(corpus: Corpus) -> None:
     expected = [cider.score(mine, cider.references(theirs)) for mine, theirs in zip(said, known)]
     assert rows["cider"].to_pylist() == expected
     assert rows["rouge_l"].to_pylist() == [rouge_l(mine, theirs) for mine, theirs in zip(*corpus)]
-    found = scores.figures(rows, "a dog", Score(resamples=100))
+    found = figures(rows, Score(resamples=100))
     assert found["cider"] == pytest.approx(np.mean(expected))
     for key, references, captions in (
         ("all_references", known, said),
@@ -165,40 +177,61 @@ def test_references_are_counted_in_words() -> None:
 def test_intervals_hold_the_score_and_go_by_the_seed() -> None:
     rows = scored(caption_rows(babble(0)))
     options = Score(resamples=500)
-    found = scores.figures(rows, "a dog", options)
+    found = figures(rows, options)
     assert list(found["intervals"]) == [f"bleu_{n}" for n in (1, 2, 3, 4)] + ["rouge_l", "cider"]
     values = {**found, **found["all_references"]}
     for name, (low, high) in found["intervals"].items():
         assert low < values[name] < high
         assert high - low < 0.6 * values[name]
     assert found["bootstrap"] == {"level": 0.95, "resamples": 500, "seed": 0}
-    assert scores.figures(rows, "a dog", options) == found
-    other = scores.figures(rows, "a dog", Score(resamples=500, seed=1))
+    assert figures(rows, options) == found
+    other = figures(rows, Score(resamples=500, seed=1))
     assert other["intervals"] != found["intervals"]
     assert other["all_references"] == found["all_references"]
 
 
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_all_figures_are_the_same_to_the_last_digit_in_any_blocks_and_order(size: int) -> None:
+    rows = scored(caption_rows(babble(0)))
+    expected = figures(rows, Score(resamples=100))
+    order = pa.array(np.random.default_rng(size).permutation(len(rows)))
+    assert figures(rows.take(order), Score(resamples=100), size) == expected
+
+
 def test_bleu_of_a_resample_is_that_of_the_drawn_images_together() -> None:
     """And not the mean of theirs."""
-    found = scores.statistics(scored(caption_rows(babble(0))))
-    drawn = scores.resampled(found, 3, seed=0)
-    which = np.random.default_rng(0).integers(0, 80, (3, 80))
-    for resample, images in enumerate(which):
-        rows = found["bleu_statistics"][images].sum(axis=0).astype(int).tolist()
-        expected = BleuStatistics.from_list(rows).bleu()
-        one = {name: sums[resample] for name, sums in drawn.items()}
-        assert [scores.corpus(one, 80)[f"bleu_{n}"] for n in (1, 2, 3, 4)] == pytest.approx(
-            expected
-        )
+    rows = scored(caption_rows(babble(0)))
+    found = scores.statistics(rows)
+    drawn = scores.resampled(rows["image_id"], found, 3, seed=0)
+    of_resamples = scores.of_resamples(drawn)
+    times = draws(rows["image_id"].to_pylist(), 3, seed=0)
+    for resample in range(3):
+        images = np.repeat(np.arange(80), times[:, resample])
+        of_images = found["bleu_statistics"][images].sum(axis=0).astype(int).tolist()
+        expected = BleuStatistics.from_list(of_images).bleu()
+        one = [of_resamples[f"bleu_{n}"][resample] for n in (1, 2, 3, 4)]
+        assert one == pytest.approx(expected)
+        cider = rows["cider"].to_numpy()[images].mean()  # of as many as were drawn
+        assert of_resamples["cider"][resample] == pytest.approx(cider)
+
+
+def test_resamples_without_any_image_are_left_out() -> None:
+    rows = scored(caption_rows(babble(0))).slice(0, 1)
+    found = figures(rows, Score(resamples=100))
+    for name, value in {"cider": found["cider"], **found["all_references"]}.items():
+        assert found["intervals"][name] == pytest.approx([value, value])
 
 
 def test_two_systems_are_resampled_alike() -> None:
     said, known = babble(0)
     better = [[*mine, theirs[0][0]] for mine, theirs in zip(said, known)]
-    pair = [scores.statistics(scored(caption_rows((of, known)))) for of in (said, better)]
-    first, second = (scores.resampled(found, 50, seed=7) for found in pair)
+    first, second = (
+        scores.resampled(rows["image_id"], scores.statistics(rows), 50, seed=7)
+        for rows in (scored(caption_rows((of, known))) for of in (said, better))
+    )
+    assert (first["images"] == second["images"]).all()
     lengths = [sums["bleu_statistics"][:, 8] for sums in (first, second)]
-    assert (lengths[1] - lengths[0] == 80).all()  # each drawn caption is a word longer
+    assert (lengths[1] - lengths[0] == first["images"][:, 0]).all()  # each is a word longer
 
 
 def test_scores_that_were_asked_for_have_columns_and_an_order() -> None:
@@ -210,7 +243,7 @@ def test_scores_that_were_asked_for_have_columns_and_an_order() -> None:
     values: list[Any] = [[0.5] * len(rows), [0.25] * len(rows), [counts] * len(rows)]
     for field, value in zip(list(schema)[-3:], values):
         rows = rows.append_column(field, pa.array(value, field.type))
-    found = scores.figures(rows, "", Score(resamples=100))
+    found = figures(rows, Score(resamples=100))
     assert list(found["intervals"])[-2:] == ["meteor", "clip_score"]
     assert found["clip_score"] == pytest.approx(0.5)
     assert found["meteor"] == pytest.approx(0.394827758)  # METEOR 1.5's own of these counts

@@ -131,6 +131,7 @@ def test_the_same_scores_whatever_the_blocks(
     low, high = written["intervals"]["cider"]
     assert 0 < low < written["cider"] < high
     monkeypatch.setattr(score, "_ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(score, "_ROWS_PER_SUM", 5)
     monkeypatch.setattr(score, "_PARTS_AT_ONCE", 2)
     assert scored(config) == (written, rows)
 
