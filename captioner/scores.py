@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from captioner import features, manifest
 from captioner.config import Score
 from captioner.errors import InputError
-from captioner.metrics import ORDERS, BleuStatistics, CiderD, corpus_bleu, rouge_l
+from captioner.metrics import ORDERS, BleuStatistics, CiderD, Variety, corpus_bleu, rouge_l
 from captioner.metrics.bootstrap import LEVEL, interval, resampled_sums
 from captioner.metrics.cider import Ngram, ngrams_of_image
 from captioner.metrics.java import METEOR_STATISTICS, meteor
@@ -112,6 +112,31 @@ def add_up(parts: Iterable[pa.Table]) -> pa.Table:
     together = pa.concat_tables([_table({}), *parts])
     found = together.group_by(["kind", "text"]).aggregate([("count", "sum")])
     return found.rename_columns(["kind", "text", "count"])
+
+
+def gist(counts: pa.Table) -> pa.Table:
+    """The counts of everything -> what is asked of them: every ``ngram`` of several images; of each
+    ``caption`` and ``reference`` the most frequent alone, how many there are (``captions``), and
+    how many of those differ (``distinct captions``)."""
+    counts = add_up([counts])
+    several = pc.or_(pc.not_equal(counts["kind"], "ngram"), pc.greater(counts["count"], 1))
+    parts = [
+        counts.filter(pc.and_(several, pc.is_in(counts["kind"], pa.array(["ngram", "image"]))))
+    ]
+    for kind in ("caption", "reference"):
+        found = counts.filter(pc.equal(counts["kind"], kind))
+        first = found.sort_by([("count", "descending"), ("text", "ascending")]).slice(0, 1)
+        total = Counter({"": pc.sum(found["count"]).as_py() or 0})
+        distinct = Counter({"": len(found)})
+        parts += [first, _table({f"{kind}s": total, f"distinct {kind}s": distinct})]
+    return pa.concat_tables(parts)
+
+
+def variety_of(counts: pa.Table) -> Variety:
+    """Of the captions, from their ``gist``."""
+    total, distinct = (texts_of(counts, kind)[""] for kind in ("captions", "distinct captions"))
+    text, times = texts_of(counts, "caption").most_common(1)[0]
+    return Variety(total, distinct, text, times / total)
 
 
 def texts_of(counts: pa.Table, kind: str, at_least: int = 1) -> Counter[str]:

@@ -1,8 +1,8 @@
 """captions -> scores/ and metrics.json, in two passes of Ray tasks.
 
 The first counts, in parts that add up, what the scores of every image need to know of all others:
-in how many images' references an n-gram occurs. The second scores the images. The driver holds
-numbers, and each distinct caption once.
+in how many images' references an n-gram occurs. The second scores the images. The driver, and every
+worker, holds the n-grams that occur in several images' references, and numbers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from ray.data import Dataset
 from captioner import features, manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
-from captioner.metrics import ORDERS, CiderD, Variety, java, most_frequent
+from captioner.metrics import ORDERS, CiderD, java
 from jobs import progress, score_actors, session, stream, table_rows, tasks
 
 COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
 _ROWS_PER_BLOCK = 1_000
 _ROWS_PER_FILE = 100_000
 _ROWS_PER_SUM = 50_000  # so many images have as many resamples' sums as one
+_COUNTS_AT_ONCE = 2_000_000  # of 25 blocks with five references an image; 100 MB
 _PARTS_AT_ONCE = 64
 _GROUPS_SHOWN = 20
 
@@ -79,7 +80,7 @@ def score(config: JobConfig) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 1)
     serial = summary["serial"] if summary else None
     storage.write_summary(target, {"rows": images, "serial": serial, "seconds": seconds})
-    variety = Variety.of(scores.texts_of(counts, "caption"))
+    variety = scores.variety_of(counts)
     metrics = {
         "images": images,
         "errors": manifest.dataset(captions).count_rows(filter=pc.field("error").is_valid()),
@@ -137,7 +138,13 @@ def _sums(config: JobConfig, count: Callable[..., pa.Table], *arguments: Any) ->
     """Sums over ``scores/``, which Ray's tasks make of their blocks."""
     names = scores.schema(config.score.also, config.score.group_by is not None).names
     rows = table_rows.read(config.at("scores"), names, _ROWS_PER_SUM)
-    return _added_up(rows, count, scores.add_sums, *arguments)
+    sums = tasks.map_batches(rows, count, fn_args=arguments, batch_size=None)
+    parts: list[pa.Table] = []
+    for part in sums.iter_batches(batch_size=None, batch_format="pyarrow"):
+        parts.append(part)
+        if len(parts) == _PARTS_AT_ONCE:
+            parts = [scores.add_sums(parts)]
+    return scores.add_sums(parts)
 
 
 @functools.lru_cache(maxsize=1)
@@ -152,23 +159,16 @@ def _finish(rows: pa.Table, names: list[str], tally: Any) -> pa.Table:
 
 
 def _counts(rows: Dataset, count: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """The counts of all blocks, added up as they come."""
-    return _added_up(rows, count, scores.add_up)
+    """The gist of the counts of all blocks. There are more distinct n-grams than the driver should
+    hold: tasks add up some blocks, and one task adds up those."""
+    counted = tasks.map_batches(rows, count, batch_size=None)
+    added = tasks.map_batches(counted, _add_up, batch_size=_COUNTS_AT_ONCE)
+    found = tasks.map_batches(added.repartition(1), scores.gist, batch_size=None)
+    return scores.add_up(found.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
-def _added_up(
-    rows: Dataset,
-    count: Callable[..., pa.Table],
-    add: Callable[[list[pa.Table]], pa.Table],
-    *arguments: Any,
-) -> pa.Table:
-    parts: list[pa.Table] = []
-    counted = tasks.map_batches(rows, count, fn_args=arguments, batch_size=None)
-    for part in counted.iter_batches(batch_size=None, batch_format="pyarrow"):
-        parts.append(part)
-        if len(parts) == _PARTS_AT_ONCE:
-            parts = [add(parts)]
-    return add(parts)
+def _add_up(counts: pa.Table) -> pa.Table:
+    return scores.add_up([counts])
 
 
 def _baseline(config: JobConfig) -> str:
@@ -177,7 +177,7 @@ def _baseline(config: JobConfig) -> str:
     url = config.at("manifest")
     splits = ["train"] if manifest.count(url, ["train"]) else []
     rows = table_rows.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
-    return most_frequent(scores.texts_of(_counts(rows, scores.count_references), "reference"))
+    return next(iter(scores.texts_of(_counts(rows, scores.count_references), "reference")), "")
 
 
 def describe(metrics: dict[str, Any]) -> str:

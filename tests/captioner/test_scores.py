@@ -15,7 +15,7 @@ import pytest
 from captioner import manifest, scores
 from captioner.config import Score
 from captioner.errors import InputError
-from captioner.metrics import BleuStatistics, CiderD, rouge_l, sentence_bleu_4
+from captioner.metrics import BleuStatistics, CiderD, Variety, rouge_l, sentence_bleu_4
 from captioner.metrics.bootstrap import draws
 from tests.captioner.metrics.corpora import Corpus, babble, uneven
 
@@ -166,6 +166,24 @@ def test_no_rows_count_as_nothing() -> None:
     assert scores.texts_of(counts, "caption") == Counter()
     assert len(scores.add_up([])) == 0
     assert len(scored(caption_rows(([], [])))) == 0
+
+
+def test_the_gist_of_counts_is_what_is_asked_of_them() -> None:
+    rows = caption_rows(babble(0))
+    counts = scores.add_up([scores.count_texts(rows)])
+    gist = scores.gist(pa.concat_tables([counts.slice(0, 100), counts.slice(100)]))
+    assert scores.texts_of(gist, "ngram") == scores.texts_of(counts, "ngram", at_least=2)
+    assert scores.texts_of(gist, "image") == {"": 80}
+    captions = [text for text in rows["caption"].to_pylist() if text is not None]
+    assert scores.variety_of(gist) == Variety.of(captions)
+    of_equals = scores.gist(
+        scores.count_texts(pa.table({"caption": ["b", "a"], "references": [[]] * 2}))
+    )
+    assert scores.variety_of(of_equals) == Variety(2, 2, "a", 0.5)
+    manifest_rows = pa.table({"captions": [["a dog", "two cats"], ["Two cats."]]})
+    references = scores.gist(scores.count_references(manifest_rows))
+    assert scores.texts_of(references, "reference") == {"two cats": 2}
+    assert scores.texts_of(scores.gist(scores.add_up([])), "reference") == {}
 
 
 def test_references_are_counted_in_words() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from captioner import features, manifest, storage
 from captioner.config import JobConfig, parse
 from captioner.encoder import Encoder
 from captioner.errors import InputError
-from captioner.metrics import BleuStatistics, CiderD, java, rouge_l
+from captioner.metrics import BleuStatistics, CiderD, Variety, java, most_frequent, rouge_l
 from captioner.metrics.clip import PROMPT
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
@@ -128,10 +129,23 @@ def test_the_same_scores_whatever_the_blocks(
     assert written["cider"] == pytest.approx(np.mean(each))
     assert [row["rouge_l"] for row in rows] == [rouge_l(a, b) for a, b in zip(said, known)]
     assert (written["images"], written["errors"]) == (32, 4)
+    texts = [row["caption"] for row in manifest.read(config.at("captions")).to_pylist()]
+    variety = Variety.of(text for text in texts if text is not None)
+    assert written["distinct_captions"] == variety.distinct
+    assert written["distinct_share"] == variety.distinct / variety.captions
+    assert written["most_frequent_caption"] == variety.most_frequent
+    assert written["most_frequent_share"] == variety.most_frequent_share
+    said = Counter(
+        " ".join(tokenize(text))
+        for row in manifest.read(config.at("manifest"), splits=["train"]).to_pylist()
+        for text in row["captions"]
+    )
+    assert written["always_the_most_frequent_caption"]["caption"] == most_frequent(said)
     low, high = written["intervals"]["cider"]
     assert 0 < low < written["cider"] < high
     monkeypatch.setattr(score, "_ROWS_PER_BLOCK", 7)
     monkeypatch.setattr(score, "_ROWS_PER_SUM", 5)
+    monkeypatch.setattr(score, "_COUNTS_AT_ONCE", 50)
     monkeypatch.setattr(score, "_PARTS_AT_ONCE", 2)
     assert scored(config) == (written, rows)
 
