@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import captioner
 from captioner import config as configuration
-from captioner import manifest, page, scores, storage
+from captioner import counting, manifest, page, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -146,7 +146,7 @@ def _shared(first: Run, second: Run) -> tuple[Run, Run, list[str]]:
 
 def _with_cider(run: Run) -> Run:
     """CIDEr-D anew: it weighs words by the references of all images that are scored together."""
-    cider = scores.cider_of(scores.add_up([scores.count_texts(run.captions)]))
+    cider = counting.cider_of(counting.add_up([counting.count_texts(run.captions)]))
     values = scores.score_rows(run.captions, cider, [])["cider"]
     place = run.scores.schema.get_field_index("cider")
     return replace(run, scores=run.scores.set_column(place, "cider", values))

@@ -53,23 +53,6 @@ def schema(kept: Sequence[str]) -> pa.Schema:
     return pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in kept)])
 
 
-def is_label(kind: pa.DataType) -> bool:
-    """Whether images can be grouped by values of this type."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(fits(kind) for fits in (*texts, pa.types.is_integer, pa.types.is_boolean))
-
-
-def labels(columns: pa.Schema) -> list[str]:
-    """The columns of a manifest that images can be grouped by."""
-    return [
-        column.name
-        for column in columns
-        if is_label(column.type) and column.name not in ("image_id", "serial")
-    ]
-
-
 class Update:
     """Compares a new listing with the present manifest, image by image, in one pass over both.
 
@@ -292,25 +275,6 @@ def read(url: str, columns: Sequence[str] | None = None, splits: Sequence[str] =
 def count(url: str, splits: Sequence[str] = (), after: int = -1) -> int:
     """Rows of a Parquet directory, from the files' footers where nothing is asked of them."""
     return int(dataset(url).count_rows(filter=where(splits, after)))
-
-
-def values(
-    images: pyarrow.dataset.Dataset, image_ids: pa.ChunkedArray, name: str
-) -> pa.ChunkedArray:
-    """A column of a manifest for these images, in their order; null for those that it has not.
-
-    Args:
-        images: ``dataset(url)`` of a caller that asks again: it knows the footers.
-    """
-    if not len(image_ids):
-        return pa.chunked_array([], images.schema.field(name).type)
-    # The bounds let a reader pass over files, which are sorted by image_id.
-    first, last = pc.min_max(image_ids).as_py().values()
-    image_id = pc.field("image_id")
-    wanted = (image_id >= first) & (image_id <= last) & image_id.isin(image_ids.combine_chunks())
-    rows = images.to_table(columns=["image_id", name], filter=wanted)
-    places = pc.index_in(image_ids, value_set=rows["image_id"].combine_chunks())
-    return rows[name].take(places)
 
 
 def serials(url: str, splits: Sequence[str] = ()) -> NDArray[np.int64]:

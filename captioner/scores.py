@@ -6,23 +6,18 @@ example, is scored from sums alone.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 from numpy.typing import NDArray
 
-from captioner import features, manifest
+from captioner import features
 from captioner.config import Score
-from captioner.errors import InputError
-from captioner.metrics import ORDERS, BleuStatistics, CiderD, Variety, corpus_bleu, rouge_l
+from captioner.metrics import ORDERS, BleuStatistics, CiderD, corpus_bleu, rouge_l
 from captioner.metrics.bootstrap import LEVEL, interval, resampled_sums
-from captioner.metrics.cider import Ngram, ngrams_of_image
 from captioner.metrics.java import METEOR_STATISTICS, meteor
 from captioner.vocabulary import tokenize
 
@@ -46,8 +41,6 @@ _BESIDE = (
 # Scores are added as multiples of this: up to sums of 2e8 without rounding, so that the same images
 # have the same sums, to the last digit, in whatever order and blocks.
 _GRAIN = 2.0**-25
-OF_CAPTIONS = ("split", "uri")  # to group by: there, uri is without a signature
-_DIRECTORY = re.compile(r"directory(:[1-9]\d*)?")
 _BLEU = pa.list_(pa.int32(), 10)  # metrics.BleuStatistics.to_list
 _ALWAYS = [
     pa.field("image_id", pa.string()),
@@ -75,82 +68,6 @@ def schema(also: Sequence[str], grouped: bool = False) -> pa.Schema:
     """Columns of ``scores/``."""
     group = [pa.field("group", pa.string())] if grouped else []
     return pa.schema([*_ALWAYS, *(field for name in also for field in _ALSO[name]), *group])
-
-
-def count_texts(rows: pa.Table) -> pa.Table:
-    """Caption rows -> ``kind text count``, which add up: of every ``caption`` how often it was
-    said, of every ``ngram`` in the references of how many scored images it occurs."""
-    counts: dict[str, Counter[str]] = {"caption": Counter(), "ngram": Counter(), "image": Counter()}
-    for caption, references in zip(rows["caption"].to_pylist(), rows["references"].to_pylist()):
-        if caption is None:
-            continue
-        counts["caption"][caption] += 1
-        if references:
-            counts["image"][""] += 1
-            ngrams = ngrams_of_image(map(tokenize, references))
-            counts["ngram"].update(" ".join(map(str, ngram)) for ngram in ngrams)
-    return _table(counts)
-
-
-def count_references(rows: pa.Table) -> pa.Table:
-    """Manifest rows -> ``kind text count`` of every ``reference``, in words."""
-    texts = (text for of_image in rows["captions"].to_pylist() for text in of_image)
-    return _table({"reference": Counter(" ".join(tokenize(text)) for text in texts)})
-
-
-def _table(counts: Mapping[str, Counter[str]]) -> pa.Table:
-    columns = {
-        "kind": pa.array([kind for kind, of in counts.items() for _ in of], pa.string()),
-        "text": pa.array([text for of in counts.values() for text in of], pa.large_string()),
-        "count": pa.array([n for of in counts.values() for n in of.values()], pa.int64()),
-    }
-    return pa.table(columns)
-
-
-def add_up(parts: Iterable[pa.Table]) -> pa.Table:
-    """The counts of several parts together."""
-    together = pa.concat_tables([_table({}), *parts])
-    found = together.group_by(["kind", "text"]).aggregate([("count", "sum")])
-    return found.rename_columns(["kind", "text", "count"])
-
-
-def gist(counts: pa.Table) -> pa.Table:
-    """The counts of everything -> what is asked of them: every ``ngram`` of several images; of each
-    ``caption`` and ``reference`` the most frequent alone, how many there are (``captions``), and
-    how many of those differ (``distinct captions``)."""
-    counts = add_up([counts])
-    several = pc.or_(pc.not_equal(counts["kind"], "ngram"), pc.greater(counts["count"], 1))
-    parts = [
-        counts.filter(pc.and_(several, pc.is_in(counts["kind"], pa.array(["ngram", "image"]))))
-    ]
-    for kind in ("caption", "reference"):
-        found = counts.filter(pc.equal(counts["kind"], kind))
-        first = found.sort_by([("count", "descending"), ("text", "ascending")]).slice(0, 1)
-        total = Counter({"": pc.sum(found["count"]).as_py() or 0})
-        distinct = Counter({"": len(found)})
-        parts += [first, _table({f"{kind}s": total, f"distinct {kind}s": distinct})]
-    return pa.concat_tables(parts)
-
-
-def variety_of(counts: pa.Table) -> Variety:
-    """Of the captions, from their ``gist``."""
-    total, distinct = (texts_of(counts, kind)[""] for kind in ("captions", "distinct captions"))
-    text, times = texts_of(counts, "caption").most_common(1)[0]
-    return Variety(total, distinct, text, times / total)
-
-
-def texts_of(counts: pa.Table, kind: str, at_least: int = 1) -> Counter[str]:
-    """The texts of one kind that occur so often."""
-    wanted = pc.and_(pc.equal(counts["kind"], kind), pc.greater_equal(counts["count"], at_least))
-    found = counts.filter(wanted)
-    return Counter(dict(zip(found["text"].to_pylist(), found["count"].to_pylist())))
-
-
-def cider_of(counts: pa.Table) -> CiderD:
-    """CIDEr-D with the document frequencies of the scored references."""
-    ngrams = texts_of(counts, "ngram", at_least=2)  # what occurs once need not be remembered
-    frequencies: dict[Ngram, int] = {tuple(text.split(" ")): n for text, n in ngrams.items()}
-    return CiderD(frequencies, texts_of(counts, "image")[""])
 
 
 def score_rows(rows: pa.Table, cider: CiderD, baseline: Sequence[str]) -> pa.Table:
@@ -183,37 +100,6 @@ def _score(
         "baseline_rouge_l": rouge_l(baseline, known),
         "baseline_cider": cider.score(baseline, references),
     }
-
-
-def check_grouping(by: str, images: pa.Schema) -> None:
-    """See that images can be grouped so; ``images``: the columns of their manifest.
-
-    Raises:
-        InputError: neither a level of directories nor such a column.
-    """
-    columns = manifest.labels(images)
-    if not _DIRECTORY.fullmatch(by) and by not in columns:
-        raise InputError(
-            f"score.group_by: the manifest has no column `{by}`; it has {', '.join(columns)}, and "
-            "there are directory, directory:2 and so on. source.keep_columns keeps more: set it, "
-            "and run `captioner index` again"
-        )
-
-
-def with_group(rows: pa.Table, by: str, images: pyarrow.dataset.Dataset) -> pa.Table:
-    """Rows with the ``group`` that their image belongs to (``config.Score.group_by``); images that
-    lie above that level, or have nothing in that column, have an empty one.
-
-    Args:
-        images: the manifest, for what ``captions/`` does not hold.
-    """
-    if not _DIRECTORY.fullmatch(by):
-        known = rows[by] if by in OF_CAPTIONS else manifest.values(images, rows["image_id"], by)
-        return rows.append_column("group", pc.fill_null(known.cast(pa.string()), ""))
-    levels = int(by.partition(":")[2] or 1)
-    folders = [image_id.split("/")[:-1] for image_id in rows["image_id"].to_pylist()]
-    groups = ["/".join(parts[:levels]) if len(parts) >= levels else "" for parts in folders]
-    return rows.append_column("group", pa.array(groups, pa.string()))
 
 
 def sum_groups(rows: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ import pyarrow.dataset
 import ray
 from ray.data import Dataset
 
-from captioner import features, manifest, scores, storage
+from captioner import counting, features, groups, manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import ORDERS, CiderD, java
@@ -42,7 +42,7 @@ def require(config: JobConfig) -> None:
             no column.
     """
     if config.score.group_by is not None:
-        scores.check_grouping(config.score.group_by, manifest.schema(config.source.keep_columns))
+        groups.check(config.score.group_by, manifest.schema(config.source.keep_columns))
     java.require(config.score.also)
     if score_actors.of_clip(config.score.also):
         from captioner.text import TextEncoder
@@ -58,33 +58,33 @@ def score(config: JobConfig) -> dict[str, Any]:
     """
     if config.score.group_by is not None:
         there = manifest.dataset(config.at("manifest")).schema
-        scores.check_grouping(config.score.group_by, there)
+        groups.check(config.score.group_by, there)
     java.require(config.score.also)
     if score_actors.of_clip(config.score.also):
         score_actors.check_features(config)
     session.begin(config)
     started = time.monotonic()
     captions, target = config.at("captions"), config.at("scores")
-    counts = _counts(table_rows.read(captions, COLUMNS, _ROWS_PER_BLOCK), scores.count_texts)
-    images = scores.texts_of(counts, "image")[""]
+    counts = _counts(table_rows.read(captions, COLUMNS, _ROWS_PER_BLOCK), counting.count_texts)
+    images = counting.texts_of(counts, "image")[""]
     if not images:
         raise InputError(f"{captions}: no caption has a reference to score it by (source.captions)")
     baseline = _baseline(config)
     storage.remove(target)
-    _write_scores(config, scores.cider_of(counts), baseline.split(), images)
-    groups = _sums(config, scores.sum_groups)
-    if (written := scores.count_images(groups)) != images:
+    _write_scores(config, counting.cider_of(counts), baseline.split(), images)
+    by_group = _sums(config, scores.sum_groups)
+    if (written := scores.count_images(by_group)) != images:
         raise RuntimeError(f"{target}: {written} rows were written for {images} images")
     drawn = _sums(config, scores.sum_resamples, config.score.resamples, config.score.seed)
     summary = storage.read_summary(captions)
     seconds = round(time.monotonic() - started, 1)
     serial = summary["serial"] if summary else None
     storage.write_summary(target, {"rows": images, "serial": serial, "seconds": seconds})
-    variety = scores.variety_of(counts)
+    variety = counting.variety_of(counts)
     metrics = {
         "images": images,
         "errors": manifest.dataset(captions).count_rows(filter=pc.field("error").is_valid()),
-        **scores.figures(groups, drawn, baseline, config.score),
+        **scores.figures(by_group, drawn, baseline, config.score),
         "distinct_captions": variety.distinct,
         "distinct_share": variety.distinct / max(1, variety.captions),
         "most_frequent_caption": variety.most_frequent,
@@ -92,8 +92,8 @@ def score(config: JobConfig) -> dict[str, Any]:
         "encoder": features.read_identity(captions).to_dict(),
     }
     if config.score.group_by is not None:
-        by_group = scores.of_groups(groups)
-        metrics["groups"] = {"by": config.score.group_by, "scores": by_group}
+        of_groups = scores.of_groups(by_group)
+        metrics["groups"] = {"by": config.score.group_by, "scores": of_groups}
     storage.write_json(config.at("metrics.json"), metrics)
     return metrics
 
@@ -102,7 +102,7 @@ def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images:
     """The second pass: ``scores/``, a row for each captioned image with references."""
     target, by = config.at("scores"), config.score.group_by
     schema = scores.schema(config.score.also, grouped=by is not None)
-    columns = [*COLUMNS, by] if by in scores.OF_CAPTIONS else COLUMNS
+    columns = [*COLUMNS, by] if by in groups.OF_CAPTIONS else COLUMNS
     with progress.show("score", images, config.run) as tally, stream.readable_errors(tally, target):
         rows = table_rows.read(config.at("captions"), columns, _ROWS_PER_BLOCK)
         known = ray.put(_Known(cider, baseline, by, config.at("manifest")))
@@ -131,7 +131,7 @@ def _score_block(rows: pa.Table, reference: Any) -> pa.Table:
     rows = scores.score_rows(rows, known.cider, known.baseline)
     if known.group_by is None:
         return rows
-    return scores.with_group(rows, known.group_by, known.images)
+    return groups.with_group(rows, known.group_by, known.images)
 
 
 def _sums(config: JobConfig, count: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
@@ -163,12 +163,12 @@ def _counts(rows: Dataset, count: Callable[[pa.Table], pa.Table]) -> pa.Table:
     hold: tasks add up some blocks, and one task adds up those."""
     counted = tasks.map_batches(rows, count, batch_size=None)
     added = tasks.map_batches(counted, _add_up, batch_size=_COUNTS_AT_ONCE)
-    found = tasks.map_batches(added.repartition(1), scores.gist, batch_size=None)
-    return scores.add_up(found.iter_batches(batch_size=None, batch_format="pyarrow"))
+    found = tasks.map_batches(added.repartition(1), counting.gist, batch_size=None)
+    return counting.add_up(found.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 def _add_up(counts: pa.Table) -> pa.Table:
-    return scores.add_up([counts])
+    return counting.add_up([counts])
 
 
 def _baseline(config: JobConfig) -> str:
@@ -177,7 +177,7 @@ def _baseline(config: JobConfig) -> str:
     url = config.at("manifest")
     splits = ["train"] if manifest.count(url, ["train"]) else []
     rows = table_rows.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
-    return next(iter(scores.texts_of(_counts(rows, scores.count_references), "reference")), "")
+    return next(iter(counting.texts_of(_counts(rows, counting.count_references), "reference")), "")
 
 
 def describe(metrics: dict[str, Any]) -> str:

@@ -13,7 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from captioner import decoders, features, manifest, metrics, model, scores, selection, storage
+from captioner import (
+    counting,
+    decoders,
+    features,
+    manifest,
+    metrics,
+    model,
+    scores,
+    selection,
+    storage,
+)
 from captioner.config import JobConfig, Score, parse
 from captioner.encoder import Encoder
 from captioner.images import decode
@@ -151,7 +161,7 @@ def write_metrics(config: JobConfig, encoder: dict[str, Any]) -> None:
     """What ``jobs.score.score`` writes, which needs Ray to add it up."""
     rows = manifest.read(config.at("captions"))
     baseline = "a white circle on the ground"
-    cider = scores.cider_of(scores.add_up([scores.count_texts(rows)]))
+    cider = counting.cider_of(counting.add_up([counting.count_texts(rows)]))
     scored = scores.score_rows(rows, cider, tokenize(baseline)).sort_by("image_id")
     scored = scored.select(scores.schema([]).names)
     options = Score(resamples=100)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
-from captioner import manifest, storage
+from captioner import groups, storage
 from captioner.config import Source
 from captioner.errors import InputError
 
@@ -73,7 +73,7 @@ def kept(schema: pa.Schema, chosen: Sequence[str], url: str) -> list[str]:
         InputError: one is not, or is no label.
     """
     for name in chosen:
-        if name not in schema.names or not manifest.is_label(schema.field(name).type):
+        if name not in schema.names or not groups.is_label(schema.field(name).type):
             raise InputError(
                 f"{url}: source.keep_columns: no column `{name}` of text, whole numbers or "
                 f"booleans; it has {', '.join(schema.names)}"

@@ -569,22 +569,3 @@ def test_kept_columns_outlive_a_second_try(url: str) -> None:
 def test_a_name_that_is_taken_cannot_be_kept(names: list[str]) -> None:
     with pytest.raises(InputError, match=f"source.keep_columns: the name `{names[-1]}` is taken"):
         manifest.schema(names)
-
-
-def test_images_can_be_grouped_by_text_numbers_and_booleans() -> None:
-    columns = pa.schema([*manifest.schema(["camera"]), pa.field("night", pa.bool_())])
-    labels = ["uri", "offset", "row", "size", "etag", "split", "camera", "night"]
-    assert manifest.labels(columns) == labels
-
-
-def test_a_column_of_some_images_is_in_their_order(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manifest, "ROWS_PER_FILE", 3)
-    update(url, {f"{n}": {"size": n} for n in range(9)}, cuts=[3, 6])
-    rows = manifest.dataset(url)
-    ids = pa.chunked_array([["7", "none"], ["2", "5", "2"]])
-    assert manifest.values(rows, ids, "size").to_pylist() == [7, None, 2, 5, 2]
-    nothing = manifest.values(rows, pa.chunked_array([], pa.string()), "size")
-    assert nothing.to_pylist() == []
-    assert nothing.type == pa.int64()

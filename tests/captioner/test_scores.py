@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import random
-from collections import Counter
 from functools import reduce
 from operator import add
 from typing import Any
@@ -12,10 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pytest
 
-from captioner import manifest, scores
+from captioner import counting, groups, manifest, scores
 from captioner.config import Score
-from captioner.errors import InputError
-from captioner.metrics import BleuStatistics, CiderD, Variety, rouge_l, sentence_bleu_4
+from captioner.metrics import BleuStatistics, CiderD, rouge_l, sentence_bleu_4
 from captioner.metrics.bootstrap import draws
 from tests.captioner.metrics.corpora import Corpus, babble, uneven
 
@@ -46,7 +43,7 @@ def scored(rows: pa.Table, parts: int = 1) -> pa.Table:
     """Scored in so many parts, as tasks do it."""
     size = -(-len(rows) // parts)
     blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
-    cider = scores.cider_of(scores.add_up(map(scores.count_texts, blocks)))
+    cider = counting.cider_of(counting.add_up(map(counting.count_texts, blocks)))
     made = pa.concat_tables(scores.score_rows(block, cider, BASELINE) for block in blocks)
     return made.select(scores.schema([]).names).cast(scores.schema([]))
 
@@ -73,7 +70,7 @@ def test_each_group_is_scored_as_its_images_alone(parts: int) -> None:
         ("directory:2", {"", "a/b"}),
         ("directory:3", {"", "a/b/c"}),
     ):
-        grouped = scores.with_group(rows, by, NO_MANIFEST)
+        grouped = groups.with_group(rows, by, NO_MANIFEST)
         size = -(-len(rows) // parts)
         blocks = [grouped.slice(start, size) for start in range(0, len(rows), size)]
         found = scores.of_groups(scores.add_sums([scores.sum_groups(b) for b in blocks]))
@@ -84,38 +81,6 @@ def test_each_group_is_scored_as_its_images_alone(parts: int) -> None:
             of_all = figures(alone, Score(resamples=100))
             assert values["bleu_4"] == pytest.approx(of_all["all_references"]["bleu_4"])
             assert values["cider"] == pytest.approx(of_all["cider"])
-
-
-def test_images_are_grouped_by_columns_of_captions_and_of_the_manifest() -> None:
-    known = [
-        {
-            "image_id": f"{n}.jpg",
-            "serial": n,
-            "uri": "signed?",
-            "size": n % 2 or None,
-            "camera": name,
-        }
-        for n, name in enumerate(("rear", None, "front", ""))
-    ]
-    images = pa.dataset.dataset(pa.Table.from_pylist(known, manifest.schema(["camera"])))
-    ids = ["3.jpg", "2.jpg", "0.jpg", "elsewhere", "1.jpg"]
-    rows = pa.table({"image_id": ids, "split": ["val", None, "test", "", "val"], "uri": [*"abcde"]})
-    for by, expected in (
-        ("split", ["val", "", "test", "", "val"]),
-        ("uri", [*"abcde"]),  # not the manifest's, which may have a signature
-        ("camera", ["", "front", "rear", "", ""]),
-        ("size", ["1", "", "", "", "1"]),
-    ):
-        assert scores.with_group(rows, by, images)["group"].to_pylist() == expected
-
-
-@pytest.mark.parametrize("by", ["lens", "directory:0", "captions", "image_id", "modified", ""])
-def test_what_is_no_group_is_refused_with_what_there_is(by: str) -> None:
-    columns = manifest.schema(["camera"])
-    with pytest.raises(InputError, match=f"no column `{by}`; it has uri, .*, split, camera, and"):
-        scores.check_grouping(by, columns)
-    for fine in ("camera", "split", "size", "directory", "directory:12"):
-        scores.check_grouping(fine, columns)
 
 
 @pytest.mark.parametrize("corpus", [babble(0), uneven()])
@@ -143,53 +108,8 @@ def test_scores_of_each_image_and_of_all(corpus: Corpus) -> None:
     assert baseline["cider"] == pytest.approx(np.mean(always))
 
 
-def test_counts_of_any_parts_add_up() -> None:
-    rows = caption_rows(babble(0))
-    whole = scores.add_up([scores.count_texts(rows)])
-    dice = random.Random(0)
-    cuts = sorted(dice.sample(range(len(rows)), 6))
-    parts = [rows.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, len(rows)])]
-    merged = scores.add_up(map(scores.count_texts, parts))
-    for kind in ("caption", "ngram", "image"):
-        assert scores.texts_of(merged, kind) == scores.texts_of(whole, kind)
-    assert scores.texts_of(whole, "image") == {"": 80}
-    assert scores.texts_of(whole, "caption")["a dog"] >= 1  # of the image without references
-    assert scores.texts_of(whole, "caption").total() == 81
-    often = scores.texts_of(whole, "ngram", at_least=2)
-    assert 0 < len(often) < len(scores.texts_of(whole, "ngram"))
-    assert min(often.values()) == 2
-
-
-def test_no_rows_count_as_nothing() -> None:
-    nothing = caption_rows(([], [])).slice(0, 0)
-    counts = scores.add_up([scores.count_texts(nothing), *[]])
-    assert scores.texts_of(counts, "caption") == Counter()
-    assert len(scores.add_up([])) == 0
+def test_no_rows_have_no_scores() -> None:
     assert len(scored(caption_rows(([], [])))) == 0
-
-
-def test_the_gist_of_counts_is_what_is_asked_of_them() -> None:
-    rows = caption_rows(babble(0))
-    counts = scores.add_up([scores.count_texts(rows)])
-    gist = scores.gist(pa.concat_tables([counts.slice(0, 100), counts.slice(100)]))
-    assert scores.texts_of(gist, "ngram") == scores.texts_of(counts, "ngram", at_least=2)
-    assert scores.texts_of(gist, "image") == {"": 80}
-    captions = [text for text in rows["caption"].to_pylist() if text is not None]
-    assert scores.variety_of(gist) == Variety.of(captions)
-    of_equals = scores.gist(
-        scores.count_texts(pa.table({"caption": ["b", "a"], "references": [[]] * 2}))
-    )
-    assert scores.variety_of(of_equals) == Variety(2, 2, "a", 0.5)
-    manifest_rows = pa.table({"captions": [["a dog", "two cats"], ["Two cats."]]})
-    references = scores.gist(scores.count_references(manifest_rows))
-    assert scores.texts_of(references, "reference") == {"two cats": 2}
-    assert scores.texts_of(scores.gist(scores.add_up([])), "reference") == {}
-
-
-def test_references_are_counted_in_words() -> None:
-    rows = pa.table({"captions": [["A dog .", "a dog"], [], ["A cat!"]]})
-    found = scores.texts_of(scores.count_references(rows), "reference")
-    assert found == {"a dog": 2, "a cat": 1}
 
 
 def test_intervals_hold_the_score_and_go_by_the_seed() -> None:
