@@ -162,7 +162,9 @@ def _counts(rows: Dataset, count: Callable[[pa.Table], pa.Table]) -> pa.Table:
     """The gist of the counts of all blocks. There are more distinct n-grams than the driver should
     hold: tasks add up some blocks, and one task adds up those."""
     counted = tasks.map_batches(rows, count, batch_size=None)
-    added = tasks.map_batches(counted, _add_up, batch_size=_COUNTS_AT_ONCE)
+    # Strict: else Ray would do both in one task, and for so many images at once.
+    together = counted.repartition(target_num_rows_per_block=_COUNTS_AT_ONCE, strict=True)
+    added = tasks.map_batches(together, _add_up, batch_size=None)
     found = tasks.map_batches(added.repartition(1), counting.gist, batch_size=None)
     return counting.add_up(found.iter_batches(batch_size=None, batch_format="pyarrow"))
 
