@@ -4,16 +4,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench clean
+.PHONY: help run test test-clusters check bench clean
 
 help: ## List what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 run: $(INSTALLED) ## Install, and run the demonstration: images in, captions and scores out
 	$(BIN)/captioner demo
 
 test: check ## Install, check, and run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-clusters: $(INSTALLED) ## Run the tests that start clusters of their own: nodes, the job API, Slurm
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m clusters
 
 check: $(INSTALLED) ## Lint, format and types
 	$(BIN)/ruff check .

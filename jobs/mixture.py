@@ -73,13 +73,13 @@ def drawn_of(counts: list[int], config: JobConfig) -> int:
     return math.ceil(sum(run.share * count for run, count in zip(runs(config), counts)))
 
 
-def shards(config: JobConfig, columns: list[str], tally: Any, **claims: Any) -> Dataset:
+def shards(config: JobConfig, columns: list[str], tally: Any) -> Dataset:
     """Rows of all runs' feature shards, the shards spread; of each row group one view."""
     urls = [manifest.files(storage.join(run.run, "features")) for run in runs(config)]
     files = spread(urls)
     arguments = (columns, views.suffixes(config.features), config.train.seed, tally)
     rows = ray.data.from_items(files, override_num_blocks=len(files))
-    return map_batches(rows, read_shards, fn_args=arguments, batch_size=1, **claims)
+    return map_batches(rows, read_shards, fn_args=arguments, batch_size=1)
 
 
 def spread(urls: list[list[str]]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from jobs import logs
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
 _SPARE_CPUS = 4
+_READERS_CPUS = 2  # for the tasks that feed training
 # What a tower holds at least.
 _ENCODER_BYTES = 512 * 1024**2
 
@@ -158,10 +159,8 @@ def encoders(config: JobConfig) -> Workers:
             memory=_ENCODER_BYTES,
         )
     else:
-        nodes = [node["CPU"] for node in _nodes() if node["CPU"]] or [0]
-        count = count or len(nodes)
-        on_each = math.ceil(count / len(nodes))
-        cpus = max(1, int(min(nodes) - _SPARE_CPUS) // on_each)
+        count = count or len(_cpus_of_nodes())
+        cpus = _share_of_a_node(count, _SPARE_CPUS)
         workers = Workers(count, cpus, 0, most, memory=_ENCODER_BYTES)
     require(workers, _SPARE_CPUS, config)
     return workers
@@ -178,11 +177,26 @@ def trainers(config: JobConfig) -> Workers:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if cluster.device == "cuda" or (cluster.device == "auto" and gpus >= count):
         workers = Workers(count, 1, 1, cluster.train_workers_max)
-    else:
-        cpus = max(1, cores() // count)
+    elif cluster.train_workers_max is not None:
+        # As many as there are CPUs for would leave none to those that read for them, and wait for
+        # ever: of each node they leave some.
+        cpus = _share_of_a_node(count, _READERS_CPUS)
         workers = Workers(count, cpus, 0, cluster.train_workers_max)
-    require(workers, 2, config)
+    else:
+        workers = Workers(count, max(1, cores() // count), 0)
+    require(workers, _READERS_CPUS, config)
     return workers
+
+
+def _cpus_of_nodes() -> list[float]:
+    return [node["CPU"] for node in _nodes() if node["CPU"]] or [0]
+
+
+def _share_of_a_node(count: int, spare: int) -> int:
+    """CPUs of each of so many workers, spread over nodes of which they leave ``spare`` CPUs."""
+    nodes = _cpus_of_nodes()
+    on_each = math.ceil(count / len(nodes))
+    return max(1, int(min(nodes) - spare) // on_each)
 
 
 def require(workers: Workers, spare: int, config: JobConfig) -> None:

@@ -42,18 +42,13 @@ def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
     return shards(url, columns).repartition(target_num_rows_per_block=rows_per_block)
 
 
-def shards(url: str, columns: list[str], **claims: Any) -> Dataset:
-    """A Parquet directory, a file at a time; ``claims`` are those of the tasks that read it."""
+def shards(url: str, columns: list[str]) -> Dataset:
+    """A Parquet directory, a file at a time."""
     filesystem, path = storage.arrow_filesystem(url)
     files = sum(name.endswith(".parquet") for name in storage.files(url, ""))
     # Left alone, Ray cuts what it reads into 200 blocks, of one or two rows for a small source.
-    return ray.data.read_parquet(
-        path,
-        filesystem=filesystem,
-        columns=columns,
-        override_num_blocks=max(1, files),
-        **claims,
-    )
+    dataset = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=max(1, files))
+    return dataset.select_columns(columns)
 
 
 def rows_per_block(url: str, config: JobConfig, batch_size: int) -> int:

@@ -83,9 +83,7 @@ def train(config: JobConfig) -> dict[str, Any]:
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
             ),
-            datasets=_datasets(
-                config, identity, sum(counts) + images["val"], tally, _claims_of_readers(workers)
-            ),
+            datasets=_datasets(config, identity, sum(counts) + images["val"], tally),
             dataset_config=ingest,
         )
         trainer.fit()
@@ -174,25 +172,11 @@ def _training_captions(config: JobConfig, count: Any) -> Iterator[Dataset]:
         yield map_batches(rows, count, batch_size=None)
 
 
-def _claims_of_readers(workers: session.Workers) -> dict[str, Any]:
-    """What the tasks that read for these workers claim. Workers that become as many as there are
-    CPUs for leave none, and would wait for their rows for ever: then such tasks claim none."""
-    if workers.most is None or workers.gpus:
-        return {}
-    return {"num_cpus": 0, "concurrency": 1 + workers.most}
-
-
 def _datasets(
-    config: JobConfig,
-    identity: EncoderIdentity,
-    images: int,
-    tally: Any,
-    claims: dict[str, Any],
+    config: JobConfig, identity: EncoderIdentity, images: int, tally: Any
 ) -> dict[str, Dataset]:
     """The usable feature rows of both splits; every epoch streams them from the shards anew."""
-    datasets = {
-        split: feature_rows(config, identity, split, tally, **claims) for split in ("train", "val")
-    }
+    datasets = {split: feature_rows(config, identity, split, tally) for split in ("train", "val")}
     size = identity.bytes_per_image + _CAPTION_BYTES
     if images * size < session.object_store_bytes() / 2:
         # Small enough to stay in memory: no epoch has to read and decompress the shards again. But
@@ -204,23 +188,23 @@ def _datasets(
     if min(shares) < 1.0:
         arguments = (shares, config.train.seed, tally)
         datasets["train"] = map_batches(
-            datasets["train"], mixture.drawn, fn_args=arguments, batch_size=None, **claims
+            datasets["train"], mixture.drawn, fn_args=arguments, batch_size=None
         )
     return datasets
 
 
 def feature_rows(
-    config: JobConfig, identity: EncoderIdentity, split: str, tally: Any = None, **claims: Any
+    config: JobConfig, identity: EncoderIdentity, split: str, tally: Any = None
 ) -> Dataset:
     """The rows of a split that can be learned from, their captions cut into words. ``tally`` knows
-    the epoch, where that decides which view of an image is read; ``claims`` are the tasks'."""
+    the epoch, where that decides which view of an image is read."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in batches.COLUMNS if name not in needless]
     if split == "train" and (config.train.mixed_with or views.suffixes(config.features)):
-        rows = mixture.shards(config, columns, tally, **claims)
+        rows = mixture.shards(config, columns, tally)
     else:
-        rows = table_rows.shards(config.at("features"), columns, **claims)
-    return map_batches(rows, blocks.trainable, fn_args=(split,), batch_size=None, **claims)
+        rows = table_rows.shards(config.at("features"), columns)
+    return map_batches(rows, blocks.trainable, fn_args=(split,), batch_size=None)
 
 
 def read_history(config: JobConfig) -> list[dict[str, Any]]:

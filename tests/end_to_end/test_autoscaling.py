@@ -18,6 +18,8 @@ import psutil
 import pytest
 import ray
 
+pytestmark = pytest.mark.clusters
+
 HEAD = "f" * 51 + "00000"  # the id that the provider knows the head by
 
 LISTS = [

@@ -20,6 +20,8 @@ from jobs.stream import rows_written
 from tests.processes import Command, kill_with_children, wait_until, workers
 from tests.shards import assert_each_once
 
+pytestmark = pytest.mark.clusters
+
 Cli = Callable[..., Result]
 MEMORY = {"object_store_memory": 300 * 1024 * 1024}
 

@@ -18,6 +18,8 @@ import pytest
 
 from tests.conftest import REPOSITORY, write_config
 
+pytestmark = pytest.mark.clusters
+
 SCRIPT = REPOSITORY / "cluster" / "slurm" / "captioner.sbatch"
 # What the script's `srun` is: it notes its own options, and runs the command on this machine.
 SRUN = """#!/usr/bin/env bash

@@ -18,6 +18,8 @@ from captioner import manifest
 from tests.conftest import write_config
 from tests.head import TOKEN, Head, head
 
+pytestmark = pytest.mark.clusters
+
 SECRETS = {"HF_TOKEN": "hf_secretofthetests", "AWS_SECRET_ACCESS_KEY": "awssecretofthetests"}
 SIGNATURE = "deadbeefdeadbeef"
 

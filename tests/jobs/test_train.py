@@ -6,11 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.data
 from ray.data import DataContext
 
-from captioner import features
 from jobs import session, train
 from tests.runs import build_run
 
@@ -31,22 +29,12 @@ def test_rows_come_in_the_order_of_the_shards_whichever_task_is_the_last(cluster
     assert read()[0] != 0  # what would come without
 
 
-def test_workers_that_have_taken_all_cpus_still_get_their_rows(
+def test_workers_that_may_become_more_leave_each_node_cpus_to_be_fed_by(
     cluster: str, tmp_path: Path
 ) -> None:
     config = build_run(tmp_path / "run")
-    identity = features.read_identity(config.at("features"))
-    assert train._claims_of_readers(session.Workers(1, 1, 0)) == {}
-    assert train._claims_of_readers(session.Workers(1, 1, 1, most=8)) == {}  # GPUs leave CPUs free
-    claims = train._claims_of_readers(session.Workers(1, 1, 0, most=8))
-    everything = ray.util.placement_group([{"CPU": ray.available_resources()["CPU"]}])
-    try:
-        ray.get(everything.ready(), timeout=60)
-        rows = ray.remote(num_cpus=0)(_read).remote(config, identity, claims)
-        assert len(ray.get(rows, timeout=120)) == 3  # one of four has failed
-    finally:
-        ray.util.remove_placement_group(everything)
-
-
-def _read(config: Any, identity: Any, claims: dict[str, Any]) -> list[Any]:
-    return train.feature_rows(config, identity, "train", **claims).take_all()
+    assert session.trainers(config) == session.Workers(1, session.cores(), 0)
+    for count, cpus in ((1, 6), (2, 3)):  # of eight
+        update = {"train_workers": count, "train_workers_max": 4}
+        changed = config.model_copy(update={"cluster": config.cluster.model_copy(update=update)})
+        assert session.trainers(changed) == session.Workers(count, cpus, 0, 4)
