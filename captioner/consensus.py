@@ -61,45 +61,42 @@ def similarities(images: Sequence[Captions]) -> NDArray[np.float64]:
 
 
 def _numbered(images: Sequence[Captions]) -> NDArray[np.int64]:
-    """``(images, captions, length)``: words by number, then -1."""
-    numbers: dict[str, int] = {}
+    """``(images, captions, length)``: an image's words by number, from 0; then -1."""
     longest = max((len(caption) for captions in images for caption in captions), default=0)
     words = np.full((len(images), len(images[0]), longest), -1)
     for place, captions in zip(words, images):
+        numbers: dict[str, int] = {}
         for row, caption in zip(place, captions):
             row[: len(caption)] = [numbers.setdefault(word, len(numbers)) for word in caption]
     return words
 
 
 def _longer(ngrams: NDArray[np.int64], words: NDArray[np.int64]) -> NDArray[np.int64]:
-    """N-grams with the word that follows each, by number again; -1 where a caption has ended."""
+    """N-grams with the word that follows each, an image's by number from 0 again; -1 where a
+    caption has ended."""
     ngrams = ngrams[:, :, : words.shape[-1]]
-    longer = ngrams * (words.max(initial=0) + 1) + words
-    _, numbers = np.unique(longer, return_inverse=True)
-    return np.where(words >= 0, numbers.reshape(longer.shape), -1)
+    longer = (ngrams + 1) * (words.max(initial=0) + 2) + words + 1
+    apart = np.arange(len(words))[:, None, None] * (longer.max(initial=0) + 1)
+    _, numbers = np.unique(longer + apart, return_inverse=True)
+    numbers = numbers.reshape(longer.shape)
+    numbers = numbers - numbers.min(axis=(1, 2), keepdims=True, initial=numbers.size)
+    return np.where(words >= 0, numbers, -1)
 
 
 def _cosine(ngrams: NDArray[np.int64]) -> NDArray[np.float64]:
     """Of the counts of n-grams, ``(images, captions, captions)``: an n-gram said more often than
     the reference says it earns nothing."""
-    count, captions, places = ngrams.shape
-    # Numbered from 0 for each image, so that a table of counts is as narrow as can be.
-    own = ngrams + np.arange(count)[:, None, None] * (ngrams.max(initial=0) + 2)
-    _, numbers = np.unique(own, return_inverse=True)
-    flat = numbers.reshape(count, captions * places)
-    flat = flat - flat.min(axis=1, keepdims=True)
-    width = int(flat.max()) + 1
-    row_of = np.repeat(np.arange(count * captions), places)
+    count, captions, _ = ngrams.shape
+    there, width = ngrams >= 0, int(ngrams.max()) + 1
+    row_of = np.arange(count * captions).reshape(count, captions, 1)
     table = np.bincount(
-        row_of * width + flat.ravel(),
-        (ngrams >= 0).ravel().astype(np.float64),
-        minlength=count * captions * width,
+        (row_of * width + ngrams)[there], minlength=count * captions * width
     ).reshape(count, captions, width)  # how often each n-gram is in each caption
     # min(a, b) * b is the sum of b over all times from 1 that neither is less than: mostly just 1.
     product = np.zeros((count, captions, captions))
-    for times in range(1, int(table.max()) + 1):
-        as_often = table >= times
-        product += as_often.astype(np.float64) @ (as_often * table).swapaxes(1, 2)
+    for times in range(1, int(table.max(initial=0)) + 1):
+        as_often = (table >= times).astype(np.float64)
+        product += as_often @ (as_often * table).swapaxes(1, 2)
     norms = np.linalg.norm(table, axis=2)
     cosine: NDArray[np.float64] = product / np.maximum(norms[:, :, None] * norms[:, None, :], 1e-9)
     return cosine

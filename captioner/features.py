@@ -58,8 +58,8 @@ def column(values: NDArray[np.float16], valid: NDArray[np.bool_], type_: pa.Data
     storage_type = type_.storage_type if isinstance(type_, pa.FixedShapeTensorType) else type_
     rows = values.reshape(len(values), storage_type.list_size)
     if not valid.all():
-        rows = np.zeros((len(valid), storage_type.list_size), np.float16)
-        rows[valid] = values.reshape(len(values), storage_type.list_size)
+        given, rows = rows, np.zeros((len(valid), storage_type.list_size), np.float16)
+        rows[valid] = given
     array = pa.FixedSizeListArray.from_arrays(
         pa.array(rows.reshape(-1)), type=storage_type, mask=pa.array(~valid)
     )
