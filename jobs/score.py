@@ -22,7 +22,7 @@ from ray.data import Dataset
 from captioner import counting, features, groups, manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
-from captioner.metrics import ORDERS, CiderD, java
+from captioner.metrics import ORDERS, CiderD, java, most_frequent
 from jobs import progress, score_actors, session, stream, table_rows, tasks
 
 COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
@@ -179,7 +179,7 @@ def _baseline(config: JobConfig) -> str:
     url = config.at("manifest")
     splits = ["train"] if manifest.count(url, ["train"]) else []
     rows = table_rows.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
-    return next(iter(counting.texts_of(_counts(rows, counting.count_references), "reference")), "")
+    return most_frequent(counting.texts_of(_counts(rows, counting.count_references), "reference"))
 
 
 def describe(metrics: dict[str, Any]) -> str:
