@@ -244,6 +244,8 @@ class SelfCritical(Section):
     max_words: Positive = 20
     bleu_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """How much smoothed BLEU-4 counts in the reward beside CIDEr-D."""
+    cross_entropy: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much the first stage's loss counts beside the one of the reward."""
 
 
 class Share(Section):

@@ -168,10 +168,10 @@ class Worker:
             own_words = options.scheduled_sampling * gone
             return lambda batch: cross_entropy(learner.model, batch, options, own_words)
         assert self._task.cider is not None
-        critic, vocabulary = options.self_critical, self._task.vocabulary
-        reward = Reward(self._task.cider, critic.bleu_weight)
+        vocabulary = self._task.vocabulary
+        reward = Reward(self._task.cider, options.self_critical.bleu_weight)
         return lambda batch: self_critical(
-            learner.decoder, learner.model, batch, critic, vocabulary, reward
+            learner.decoder, learner.model, batch, options, vocabulary, reward
         )
 
     def _training_batches(self) -> Iterator[Batch]:

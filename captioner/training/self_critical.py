@@ -10,6 +10,9 @@ The policy that draws and learns is the softmax of logits / temperature. A decod
 by cross-entropy draws many a stray word, and what pays first is to be surer, and to stop sooner. At
 a temperature of a half its captions are near those that a search finds, and it is these that are
 weighed against each other.
+
+Rewarded for its own words alone, it learns the captions of the training images by heart.
+``self_critical.cross_entropy`` has it learn people's words beside its own.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captioner.config import SelfCritical
+from captioner.config import SelfCritical, Train
 from captioner.decoders.words import by_step
 from captioner.language_model import AnyVocabulary
 from captioner.metrics import CiderD, sentence_bleu_4
 from captioner.search import NEVER, sample
 from captioner.training.batches import Batch
-from captioner.training.objective import Loss, of_words
+from captioner.training.objective import Loss, cross_entropy, of_words
 from captioner.vocabulary import END, EOS, PAD, SOS
 
 
@@ -58,11 +61,12 @@ def self_critical(
     decoder: Any,
     model: nn.Module,
     batch: Batch,
-    options: SelfCritical,
+    options: Train,
     vocabulary: AnyVocabulary,
     reward: Reward,
 ) -> Loss:
-    """The loss whose gradient is REINFORCE's, and the mean reward to write down.
+    """The loss whose gradient is REINFORCE's, a share of cross-entropy's beside it where there is
+    to be one, and the mean reward to write down.
 
     Args:
         decoder: what captions are drawn from.
@@ -70,8 +74,9 @@ def self_critical(
     """
     # What is drawn and what learns must be the same decoder: with dropout it would be another one,
     # that finds its own words improbable, and the gradient is no longer REINFORCE's.
+    critic = options.self_critical
     decoder.eval()
-    words = _drawn(decoder, batch, options)  # (images, samples, length)
+    words = _drawn(decoder, batch, critic)  # (images, samples, length)
     rewards = torch.tensor(
         [
             reward.of_image([_tokens(ids, vocabulary) for ids in of_image], references)
@@ -79,19 +84,21 @@ def self_critical(
         ],
         device=words.device,
     )  # (images, samples)
-    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (options.samples - 1)
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (critic.samples - 1)
     advantage = (rewards - others).unsqueeze(-1).expand_as(words)
 
     keep = words != PAD
     start = torch.full_like(words[:, :, :1], SOS)
     inputs = torch.cat([start, words[:, :, :-1]], dim=-1)
     logits, _ = model(batch.embedding, batch.tokens, inputs, keep)
-    logits = logits.float() / options.temperature
+    logits = logits.float() / critic.temperature
     logits[:, NEVER] = -torch.inf  # as when they were drawn
     log_probability = logits.log_softmax(dim=-1)  # (words, vocabulary)
     said = of_words(log_probability, words, keep)
-    decoder.train()
     loss = -(by_step(advantage)[by_step(keep)] * said).mean()
+    decoder.train()
+    if critic.cross_entropy:
+        loss = loss + critic.cross_entropy * cross_entropy(model, batch, options).objective
     return Loss(loss, float(rewards.sum()), rewards.numel())
 
 

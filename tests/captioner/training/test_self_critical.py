@@ -9,6 +9,7 @@ from captioner.config import SelfCritical
 from captioner.metrics import CiderD, sentence_bleu_4
 from captioner.training import self_critical as module
 from captioner.training.learner import Learner
+from captioner.training.objective import Loss, cross_entropy
 from captioner.training.self_critical import Reward, self_critical
 from captioner.vocabulary import EOS, PAD, SOS, UNK
 from tests.captioner.training.data import (
@@ -62,9 +63,9 @@ def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(
 
     decoder = make_decoder()
     batch = make_batch([["A dog."]])
-    critic = SelfCritical(samples=2, temperature=temperature)
+    train = options(self_critical=SelfCritical(samples=2, temperature=temperature))
     reward = Fixed(CiderD({}, 0), 0.0)
-    loss = self_critical(decoder, decoder, batch, critic, VOCABULARY, reward)
+    loss = self_critical(decoder, decoder, batch, train, VOCABULARY, reward)
     assert (loss.total, loss.count) == (4.0, 2)
 
     assert batch.tokens is not None
@@ -79,18 +80,33 @@ def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(
     torch.testing.assert_close(loss.objective, expected / 6)
 
 
+def test_cross_entropy_counts_beside_the_reward() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    reward = Reward(CiderD.of_references(WHOLE), 0.0)
+
+    def loss(share: float) -> Loss:
+        torch.manual_seed(0)  # the same captions are drawn
+        train = options(self_critical=SelfCritical(cross_entropy=share))
+        return self_critical(decoder, decoder, batch, train, VOCABULARY, reward)
+
+    alone, both = loss(0.0), loss(0.1)
+    people = cross_entropy(decoder, batch, options()).objective
+    torch.testing.assert_close(both.objective, alone.objective + 0.1 * people)
+    assert (both.total, both.count) == (alone.total, alone.count)
+
+
 def test_captions_that_are_rewarded_become_likely() -> None:
     """From random weights, by reward alone: no caption is ever shown."""
     torch.manual_seed(0)
     batch = make_batch([["A dog runs."], ["Two cat sleeps."]])
     references = [[["a", "dog", "runs", "<EOS>"]], [["two", "cat", "sleeps", "<EOS>"]], [["dog"]]]
     reward = Reward(CiderD.of_references(references), 0.0)
-    critic = SelfCritical(samples=20, max_words=5)
-    learner = Learner(make_decoder(), options(), 2e-2, steps=100)
+    train = options(self_critical=SelfCritical(samples=20, max_words=5))
+    learner = Learner(make_decoder(), train, 2e-2, steps=100)
     means = []
     for _ in range(100):
         loss = learner.learn(
-            lambda: self_critical(learner.decoder, learner.model, batch, critic, VOCABULARY, reward)
+            lambda: self_critical(learner.decoder, learner.model, batch, train, VOCABULARY, reward)
         )
         means.append(loss.total / loss.count)
     assert sum(means[-5:]) / 5 > 3 * sum(means[:5]) / 5
