@@ -21,7 +21,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from captioner import precision
+from captioner import precision, storage, tower_copy
 from captioner.config import Encoder as EncoderOptions
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -185,8 +185,11 @@ def create_model(options: EncoderOptions) -> tuple[Any, bool]:
                 f"encoder.pretrained: `{options.pretrained}` is neither a file nor weights that "
                 f"open_clip knows for {name} (known: {tags})"
             )
-    elif schema == "local-dir" and not os.path.isfile(f"{name}/open_clip_config.json"):
-        raise InputError(f"encoder.model: {name} has no open_clip_config.json")
+    elif schema == "local-dir" and not storage.exists(storage.join(name, tower_copy.CONFIG)):
+        raise InputError(f"encoder.model: {name} has no {tower_copy.CONFIG}")
+    elif schema == "local-dir" and "://" in name:  # in a model directory on an object store
+        with storage.local_copy(name) as here:
+            return create_model(options.model_copy(update={"model": f"local-dir:{here}"}))
     try:
         with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(options.seed)

@@ -13,7 +13,7 @@ import yaml
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from captioner import backends, storage
+from captioner import backends, storage, tower_copy
 from captioner import config as configuration
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
@@ -49,7 +49,8 @@ class Captioner:
         Args:
             model: a model directory, ``hf:NAME`` or ``coca:NAME``.
             device: None: a GPU where there is one.
-            encoder: where the image tower is now, if it was ``local-dir:`` and has moved.
+            encoder: the image tower, where it is to be another one than the model brings along
+                or names.
             search: options of ``config.Search`` that should differ, such as ``beam_size=1``.
 
         Raises:
@@ -58,16 +59,18 @@ class Captioner:
         name = os.fspath(model)
         tower, options, limits = EncoderOptions(), {"repetition_penalty": 1.0}, Image()
         if not backends.is_foreign(name):
-            url = storage.join(storage.resolve(name), "config.yaml")
+            place = storage.resolve(name)
+            url = storage.join(place, "config.yaml")
             if not storage.exists(url):
                 raise InputError(f"{name}: not a model directory: no config.yaml in it")
             config = configuration.parse(yaml.safe_load(storage.read_text(url)), url)
-            tower, options, limits = config.encoder, config.search.model_dump(), config.image
+            tower = tower_copy.options_of(place, config.encoder)
+            options, limits = config.search.model_dump(), config.image
         if encoder is not None:
             tower = EncoderOptions(**{**tower.model_dump(), "model": encoder})
         wanted = Search(**{**options, **search})
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(backends.load(name, tower, wanted, place), wanted, limits)
+        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(backends.load(name, tower, wanted, where), wanted, limits)
 
     def caption(self, image: Source) -> Caption:
         """

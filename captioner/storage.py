@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -171,6 +172,16 @@ def write_bytes(url: str, data: bytes) -> None:
         return
     with _taking_the_place_of(path) as partial:
         fs.pipe_file(partial, data)
+
+
+@contextlib.contextmanager
+def local_copy(url: str) -> Iterator[str]:
+    """A directory's files in a local one that is there as long as the block runs."""
+    fs, _ = filesystem(url)
+    with tempfile.TemporaryDirectory() as directory:
+        for file in files(url, ""):
+            fs.get_file(file, os.path.join(directory, file.rpartition("/")[2]))
+        yield directory
 
 
 @contextlib.contextmanager

@@ -29,8 +29,9 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.encoder import Encoder, create_model, preprocessing_of
 from captioner.errors import InputError
+from captioner.tower_copy import CONFIG
 
-_CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # of local-dir:
+_WEIGHTS = "open_clip_model.safetensors"  # of local-dir:
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def save_encoder(options: EncoderOptions, directory: str) -> Weights:
         "model_cfg": _architecture(options, quick_gelu),
         "preprocess_cfg": _preprocessing(model),
     }
-    (target / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    (target / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     # Clones: safetensors refuses tensors that share memory.
     tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     safetensors.torch.save_file(tensors, target / _WEIGHTS)
@@ -145,7 +146,7 @@ def _architecture(options: EncoderOptions, quick_gelu: bool) -> dict[str, Any]:
         if quick_gelu:
             found["quick_gelu"] = True
     else:
-        place = Path(name) / _CONFIG if schema == "local-dir" else hf_hub_download(name, _CONFIG)
+        place = Path(name) / CONFIG if schema == "local-dir" else hf_hub_download(name, CONFIG)
         found = json.loads(Path(place).read_text())["model_cfg"]
     if options.image_size is not None:
         found["vision_cfg"]["image_size"] = options.image_size

@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.data import Dataset
 
-from captioner import backends, features, manifest, storage
+from captioner import backends, features, manifest, storage, tower_copy
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
@@ -69,18 +69,20 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     from captioner.encoder import Tower
     from jobs import extract
 
+    foreign = backends.is_foreign(model)
+    where = model if foreign else storage.resolve(model)
+    options = config.encoder if foreign else tower_copy.options_of(where, config.encoder)
     # The driver loads it too: what cannot be had stops the job here, before Ray starts.
-    tower = None if backends.is_foreign(model) else Tower.load(config.encoder)
-    encoder = backends.load(model, config.encoder, config.search, tower=tower).identity
+    tower = None if foreign else Tower.load(options)
+    encoder = backends.load(where, options, config.search, tower=tower).identity
     schema = SCHEMA.with_metadata(encoder.metadata())
     rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
-    where = model if backends.is_foreign(model) else storage.resolve(model)
 
     def decoded(images: Dataset, tally: Any) -> Dataset:
         return stream.decoded(images, encoder.preprocessing, config, tally)
 
-    session.begin(config, {} if backends.is_foreign(model) else {"--model": where})
-    arguments = (where, config.encoder, ray.put(tower))  # Ray brings it to each node once
+    session.begin(config, {} if foreign else {"--model": where})
+    arguments = (where, options, ray.put(tower))  # Ray brings it to each node once
     return _caption(config, CaptionImages, arguments, rows, schema, decoded)
 
 

@@ -15,7 +15,7 @@ import ray.train
 import ray.train.torch
 from ray.data import DataContext, Dataset
 
-from captioner import features, model, storage, views
+from captioner import features, model, storage, tower_copy, views
 from captioner.config import JobConfig
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
@@ -25,7 +25,7 @@ from captioner.metrics import CiderD
 from captioner.training import batches
 from captioner.training.progress import Progress
 from captioner.vocabulary import END, Vocabulary
-from jobs import blocks, cost, mixture, progress, session, table_rows
+from jobs import blocks, cost, logs, mixture, progress, session, table_rows
 from jobs.tasks import map_batches
 from jobs.train_worker import Task, work
 
@@ -46,6 +46,8 @@ def train(config: JobConfig) -> dict[str, Any]:
     validated = mixture.trainable(config.run, "val")
     images = {"train": mixture.drawn_of(counts, config), "val": validated}
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
+    if missing := tower_copy.write(config.at("model"), config.encoder):
+        logs.say(f"train: encoder.model: {missing}")
     filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
     epochs = config.train.epochs + config.train.self_critical.epochs
     # How often Ray Train asks its workers, which wait for it after every epoch: its own 2 s would

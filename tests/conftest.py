@@ -179,7 +179,7 @@ def finished_run(_finished: Path, tmp_path: Path) -> Path:
 def _short(once: Callable[..., Path], captioner: Callable[..., Result], _finished: Path) -> Path:
     def run(directory: Path) -> None:
         shutil.copytree(_finished / "run", directory / "run")
-        again = ("--redo", "caption", "--set", "search.max_words=3")
+        again = ("--redo", "train", "--set", "search.max_words=3")
         output = captioner("run", directory / "run", *again).output
         (directory / "output.txt").write_text(output)
 
@@ -188,7 +188,7 @@ def _short(once: Callable[..., Path], captioner: Callable[..., Result], _finishe
 
 @pytest.fixture
 def short_run(_short: Path, tmp_path: Path) -> Path:
-    """The same, done again with captions of three words; the test's own."""
+    """The same, trained again, with captions of three words; the test's own."""
     return Path(shutil.copytree(_short / "run", tmp_path / "short"))
 
 

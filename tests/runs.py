@@ -23,6 +23,7 @@ from captioner import (
     scores,
     selection,
     storage,
+    tower_copy,
 )
 from captioner.config import JobConfig, Score, parse
 from captioner.encoder import Encoder
@@ -74,6 +75,7 @@ def build_run(root: Path) -> JobConfig:
     decoder = decoders.build(config.decoder, encoder.identity, len(vocabulary))
     model.save_weights(config.at("model", model.WEIGHTS), decoder)
     model.write_description(config.at("model"), config, vocabulary, encoder.identity)
+    tower_copy.write(config.at("model"), config.encoder)
     history = [history_entry(1, 4.25, 4.5), history_entry(2, 3.25, 3.75), history_entry(3, 2.5, 4)]
     lines = "".join(json.dumps(entry) + "\n" for entry in history)
     storage.write_text(config.at("model", "history.jsonl"), lines)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -86,6 +88,25 @@ def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
         Captioner.load(tmp_path)
     with pytest.raises(InputError, match=r"search\.required_words: the model does not know"):
         Captioner.load(run.at("model"), required_words=["zebra"])
+
+
+def test_a_model_directory_brings_its_tower_along_wherever_it_is_copied(
+    run: JobConfig, tmp_path: Path
+) -> None:
+    picture = Image.new("RGB", (40, 40), "red")
+    here = Captioner.load(run.at("model"))
+    moved = Path(shutil.copytree(run.at("model"), tmp_path / "moved"))
+    text = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(text.replace(run.encoder.model, "local-dir:/gone/tower"))
+    away = "memory://bucket/model"
+    fsspec.filesystem("memory").put(f"{moved}/", f"{away}/", recursive=True)
+    for place in (str(moved), away):
+        captioner = Captioner.load(place)
+        assert captioner.backend.identity.name == "tower"
+        assert captioner.caption(picture).text == here.caption(picture).text
+    shutil.rmtree(moved / "encoder")
+    with pytest.raises(InputError, match=r"/gone/tower has no open_clip_config\.json"):
+        Captioner.load(moved)
 
 
 def test_a_tower_that_has_moved_is_given_by_its_new_place(run: JobConfig, tmp_path: Path) -> None:

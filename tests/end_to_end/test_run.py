@@ -15,6 +15,7 @@ from webdataset import WebDataset
 
 from captioner import manifest
 from captioner.vocabulary import tokenize
+from tests.conftest import TINY_VIT
 from tests.language import save_gpt2
 
 Cli = Callable[..., Result]
@@ -35,6 +36,8 @@ def test_run_takes_a_configuration_through_all_stages(
     assert len((run / "model" / "history.jsonl").read_text().splitlines()) == 2
     assert (run / "model" / "decoder.safetensors").exists()
     assert (run / "model" / "last.safetensors").exists()
+    tower = run / "model" / "encoder" / "tiny-vit" / "open_clip_config.json"
+    assert tower.read_text() == (TINY_VIT / "open_clip_config.json").read_text()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["images"] == 120
     assert 0 < metrics["all_references"]["bleu_1"] <= 1
@@ -137,10 +140,16 @@ def test_run_directory_of_another_configuration_is_refused_with_the_difference(
 
 
 def test_redo_replaces_a_stage_and_what_comes_after(short_run: Path, short_output: str) -> None:
-    assert short_output.count("done before, skipped") == 3
+    assert short_output.count("done before, skipped") == 2
     captions = manifest.read(str(short_run / "captions"), ["caption"])["caption"]
     assert len(captions) == 120
     assert max(len(caption.split()) for caption in captions.to_pylist()) <= 3
+
+
+def test_a_seed_gives_the_same_model_again(finished_run: Path, short_run: Path) -> None:
+    first, again = (run / "model" / "decoder.safetensors" for run in (finished_run, short_run))
+    assert first.read_bytes() == again.read_bytes()
+    assert first.stat().st_mtime_ns != again.stat().st_mtime_ns
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""The image tower that a model directory brings along, where it was a directory of the user's own.
+
+The name of a built-in or a hub's tower finds it again on any machine; a path does not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from captioner import storage
+from captioner.config import Encoder
+
+FOLDER = "encoder"  # of a model directory
+CONFIG = "open_clip_config.json"  # of a tower's
+_SAFE = ".safetensors"
+_WEIGHTS = (_SAFE, ".bin", ".pt", ".pth")
+
+
+def write(model: str, options: Encoder) -> str | None:
+    """Copy the directory of a ``local-dir:`` tower into a model directory, once.
+
+    Returns:
+        Why it could not be, for people.
+    """
+    path = options.model.removeprefix("local-dir:")
+    if path == options.model or "://" in path:
+        return None
+    folder = Path(path)
+    target = storage.join(model, FOLDER, folder.name)
+    if storage.exists(storage.join(target, CONFIG)):
+        return None
+    if not (folder / CONFIG).is_file():
+        return f"{path} is not on this machine: the model has its path alone, and no copy of it"
+    # Its configuration last: a copy that a crash has cut short is no tower.
+    for file in sorted(_needed(folder, options), key=lambda file: file.name == CONFIG):
+        with file.open("rb") as source, storage.writer(storage.join(target, file.name)) as copy:
+            shutil.copyfileobj(source, copy)
+    return None
+
+
+def options_of(model: str, options: Encoder) -> Encoder:
+    """The options of a model's encoder, turned to the copy in the model directory. Those that name
+    another tower than the model was trained with stay as they are."""
+    text = storage.read_text(storage.join(model, "config.yaml"))
+    own = str(yaml.safe_load(text)["encoder"]["model"])
+    copy = storage.join(model, FOLDER, own.rstrip("/").rpartition("/")[2])
+    if options.model != own or not storage.exists(storage.join(copy, CONFIG)):
+        return options
+    return options.model_copy(update={"model": f"local-dir:{copy}"})
+
+
+def _needed(folder: Path, options: Encoder) -> list[Path]:
+    """Its files, the weights in one format: open_clip takes safetensors where there are any."""
+    files = [folder / name for name in os.listdir(folder) if not name.startswith(".")]
+    files = [file for file in files if file.is_file()]
+    safe = any(file.suffix == _SAFE for file in files)
+    unread = _WEIGHTS if options.pretrained == "none" else _WEIGHTS[1:] if safe else ()
+    return [file for file in files if file.suffix not in unread]
