@@ -29,9 +29,10 @@ bench: $(INSTALLED) ## Measure speed on this machine
 clean: ## Remove the virtual environment and the runs
 	rm -rf $(VENV) runs
 
-# constraints.txt is the set of versions that the tests ran with.
+# constraints.txt is the set of versions that the tests ran with. Not compiled: most modules of the
+# packages are never imported, and those that are, Python compiles then.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' --constraint constraints.txt
 	touch $@
