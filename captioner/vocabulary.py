@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,10 +22,26 @@ def tokenize(caption: str) -> list[str]:
     >>> tokenize("A tri-colored dog, running on the road .")
     ['a', 'tri-colored', 'dog', 'running', 'on', 'the', 'road']
     """
+    caption = caption.lower()
+    if _PLAIN.fullmatch(caption) and not _CONTRACTIONS.search(caption):
+        return _PLAIN_WORD.findall(caption)
+    return _nltk_words(caption)
+
+
+# Captions are nearly all like this: words, commas between them, a full stop. There NLTK only finds
+# the words, in twenty times the time, which training would spend on every caption in every epoch.
+_PLAIN = re.compile(
+    r"W(?:(?: ++(?:, ++)?+|, ++)W)*+ *+\.?+ *+".replace("W", "[a-z0-9]++(?:-[a-z0-9]++)*+")
+)
+_PLAIN_WORD = re.compile("[a-z0-9-]+")
+_CONTRACTIONS = re.compile("cannot|gimme|gonna|gotta|lemme|wanna")  # to NLTK each is two words
+
+
+def _nltk_words(caption: str) -> list[str]:
     sentences, words = _tokenizers()
     return [
         word
-        for sentence in sentences.tokenize(caption.lower())
+        for sentence in sentences.tokenize(caption)
         for word in words.tokenize(sentence)
         if any(character.isalnum() for character in word)
     ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,10 @@ def stop_word_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ["a", "dog", "runs", "it", "is", "fast", "is", "it", "yes"],
         ),
         ("Ein Hündchen im Café", ["ein", "hündchen", "im", "café"]),
+        (
+            "he cannot , lemme gimme gonna gotta wanna",
+            ["he", "can", "not", "lem", "me", "gim", "me", "gon", "na", "got", "ta", "wan", "na"],
+        ),
         ("", []),
         (" . , !", []),
         ("A dog\nand  a\tcat", ["a", "dog", "and", "a", "cat"]),
@@ -59,6 +64,17 @@ def stop_word_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_captions_become_lower_case_words(caption: str, tokens: list[str]) -> None:
     assert tokenize(caption) == tokens
+
+
+def test_plain_captions_are_cut_as_nltk_cuts_them() -> None:
+    dice = random.Random(0)
+    pieces = [*"ab01-,.", " ", " ", " ", ", ", " .", "gim", "me", "can", "not", "mr", "'s", "\n"]
+    captions = {"".join(dice.choices(pieces, k=dice.randint(1, 12))) for _ in range(20_000)}
+    plain = [caption for caption in captions if vocabulary._PLAIN.fullmatch(caption)]
+    assert 1_000 < len(plain) < len(captions)
+    assert [tokenize(caption) for caption in plain] == [
+        vocabulary._nltk_words(caption) for caption in plain
+    ]
 
 
 def test_words_are_counted() -> None:
