@@ -1,6 +1,7 @@
 """The image tower that a model directory brings along, where it was a directory of the user's own.
 
 The name of a built-in or a hub's tower finds it again on any machine; a path does not.
+(Weights in a file of one's own for a built-in, ``encoder.pretrained``, stay where they are.)
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from captioner.config import Encoder
 
 FOLDER = "encoder"  # of a model directory
 CONFIG = "open_clip_config.json"  # of a tower's
-_SAFE = ".safetensors"
-_WEIGHTS = (_SAFE, ".bin", ".pt", ".pth")
+_ABOUT = (".json", ".txt", ".model")
 
 
 def write(model: str, options: Encoder) -> str | None:
@@ -35,6 +35,7 @@ def write(model: str, options: Encoder) -> str | None:
         return None
     if not (folder / CONFIG).is_file():
         return f"{path} is not on this machine: the model has its path alone, and no copy of it"
+    storage.remove(target)  # what a crash has left of one
     # Its configuration last: a copy that a crash has cut short is no tower.
     for file in sorted(_needed(folder, options), key=lambda file: file.name == CONFIG):
         with file.open("rb") as source, storage.writer(storage.join(target, file.name)) as copy:
@@ -54,9 +55,11 @@ def options_of(model: str, options: Encoder) -> Encoder:
 
 
 def _needed(folder: Path, options: Encoder) -> list[Path]:
-    """Its files, the weights in one format: open_clip takes safetensors where there are any."""
+    """Its configuration and the one file of weights that open_clip reads; beside them small JSON
+    and text files, such as a tokenizer's. Whatever else is there is nobody's to hand on."""
+    from open_clip.factory import _find_checkpoint_in_dir  # no public name says which it takes
+
     files = [folder / name for name in os.listdir(folder) if not name.startswith(".")]
-    files = [file for file in files if file.is_file()]
-    safe = any(file.suffix == _SAFE for file in files)
-    unread = _WEIGHTS if options.pretrained == "none" else _WEIGHTS[1:] if safe else ()
-    return [file for file in files if file.suffix not in unread]
+    needed = [file for file in files if file.suffix in _ABOUT and file.is_file()]
+    weights = None if options.pretrained == "none" else _find_checkpoint_in_dir(folder)
+    return [*needed, Path(weights)] if weights else needed

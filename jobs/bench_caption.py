@@ -12,7 +12,7 @@ import torch
 from ray.data import DataContext
 
 from captioner import config as configuration
-from captioner import decoders, model, storage
+from captioner import decoders, model, storage, tower_copy
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
 from captioner.model import CaptionModel
@@ -44,7 +44,8 @@ def measure(
         more = (*overrides, "image.max_error_rate=1", f"cluster.rows_per_block={_BLOCK}")
         config = job_config(images, url, f"{folder}/run", None, more)
         device = "cuda" if on_gpu() else "cpu"
-        captioner, encoder = CaptionModel.load(url, device), Encoder(config.encoder, device)
+        captioner = CaptionModel.load(url, device)
+        encoder = Encoder(tower_copy.options_of(url, config.encoder), device)
         trained = "" if model_url else ", UNTRAINED decoder"
         pictures = "pictures of noise" if images.startswith(folder) else "pictures"
         logs.say(

@@ -13,7 +13,8 @@ from captioner.config import Encoder
 def tower(tmp_path: Path) -> Path:
     folder = tmp_path / "tower"
     (folder / "cache").mkdir(parents=True)
-    for name in ("open_clip_config.json", "a.safetensors", "a.bin", "tokenizer.json", ".hidden"):
+    names = ("open_clip_config.json", "tokenizer.json", "a.safetensors", "a.bin", "secret.key")
+    for name in (*names, ".hidden"):
         (folder / name).write_text(name)
     return folder
 
@@ -35,6 +36,20 @@ def test_weights_are_copied_in_one_format(tower: Path, tmp_path: Path) -> None:
     assert (model / "encoder" / "tower" / "a.safetensors").read_text() == "a.safetensors"
 
 
+def test_the_weights_that_open_clip_reads_are_those_that_are_copied(
+    tower: Path, tmp_path: Path
+) -> None:
+    """open_clip goes by a list of names before it goes by formats."""
+    for name in ("open_clip_pytorch_model.bin", "model.safetensors"):
+        (tower / name).write_text(name)
+    tower_copy.write(str(tmp_path / "model"), Encoder(model=f"local-dir:{tower}"))
+    assert copied(tmp_path / "model") == [
+        "open_clip_config.json",
+        "open_clip_pytorch_model.bin",
+        "tokenizer.json",
+    ]
+
+
 def test_weights_that_nobody_reads_are_not_copied(tower: Path, tmp_path: Path) -> None:
     random = Encoder(model=f"local-dir:{tower}", pretrained="none")
     tower_copy.write(str(tmp_path / "model"), random)
@@ -48,9 +63,11 @@ def test_a_copy_that_was_cut_short_is_made_again(tower: Path, tmp_path: Path) ->
     copy = tmp_path / "model" / "encoder" / "tower"
     (copy / "open_clip_config.json").unlink()
     (copy / "a.safetensors").write_text("half")
+    (copy / "_a.safetensors.0123.partial").write_text("ha")
     assert tower_copy.options_of(model, options) == options
     tower_copy.write(model, options)
     assert (copy / "a.safetensors").read_text() == "a.safetensors"
+    assert len(copied(tmp_path / "model")) == 3
     assert tower_copy.options_of(model, options).model == f"local-dir:{copy}"
 
 
