@@ -14,6 +14,7 @@ import yaml
 
 from captioner import storage
 from captioner.config import Encoder
+from captioner.errors import InputError
 
 FOLDER = "encoder"  # of a model directory
 CONFIG = "open_clip_config.json"  # of a tower's
@@ -41,6 +42,23 @@ def write(model: str, options: Encoder) -> str | None:
         with file.open("rb") as source, storage.writer(storage.join(target, file.name)) as copy:
             shutil.copyfileobj(source, copy)
     return None
+
+
+def require_original(model: str, options: Encoder) -> None:
+    """See that a model directory, which is about to be deleted, does not hold the only copy.
+
+    Raises:
+        InputError: it does.
+    """
+    path = options.model.removeprefix("local-dir:")
+    copy = storage.join(model, FOLDER, Path(path).name)
+    if path == options.model or storage.exists(storage.join(path, CONFIG)):
+        return
+    if storage.exists(storage.join(copy, CONFIG)):
+        raise InputError(
+            f"encoder.model: {path} is not on this machine, and {copy}, the only copy of it, would "
+            f"be deleted with the model. Nothing was: copy it to {path} first"
+        )
 
 
 def options_of(model: str, options: Encoder) -> Encoder:

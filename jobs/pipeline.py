@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import yaml
 
 from captioner import config as configuration
-from captioner import features, manifest, storage
+from captioner import features, manifest, storage, tower_copy
 from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
@@ -120,7 +120,8 @@ def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> 
     are what another encoder or decoder makes stale.
 
     Raises:
-        InputError: results in it were made with another configuration.
+        InputError: results in it were made with another configuration; or to do stages again would
+            delete the only copy of the image tower.
     """
     url = config.at("config.yaml")
     if storage.exists(url):
@@ -151,6 +152,8 @@ def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> 
                 f"{config.at()}: this run directory belongs to another configuration:\n"
                 + "\n".join([*lines, way_out])
             )
+        if "train" in again:
+            tower_copy.require_original(config.at("model"), config.encoder)
         for stage in reversed(again):  # a crash in between leaves nothing that rests on nothing
             discard(config, stage)
     manifest.recover(config.at("manifest"))

@@ -7,6 +7,7 @@ import yaml
 
 from captioner import tower_copy
 from captioner.config import Encoder
+from captioner.errors import InputError
 
 
 @pytest.fixture
@@ -91,3 +92,15 @@ def test_another_tower_that_is_asked_for_is_taken(tower: Path, tmp_path: Path) -
     tower_copy.write(model, options)
     other = Encoder(model="local-dir:/another/tower")
     assert tower_copy.options_of(model, other) == other
+
+
+def test_the_only_copy_is_not_deleted_with_its_model(tower: Path, tmp_path: Path) -> None:
+    options = Encoder(model=f"local-dir:{tower}")
+    model = write_model(tmp_path / "model", options.model)
+    tower_copy.require_original(model, options)  # nothing is there yet
+    tower_copy.write(model, options)
+    tower_copy.require_original(model, options)
+    tower.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"the only copy .* copy it to .*tower first"):
+        tower_copy.require_original(model, options)
+    tower_copy.require_original(model, Encoder())

@@ -187,3 +187,17 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
     assert "caption: nothing new; 120 rows" in captioner(*arguments).output
     assert "report.html" in captioner("report", out).output
     assert "All 120 images" in (out / "report.html").read_text()
+
+
+def test_the_only_copy_of_a_tower_is_not_done_away_with(
+    captioner: Cli, finished_run: Path, tmp_path: Path
+) -> None:
+    copy = finished_run / "model" / "encoder" / "tiny-vit"
+    moved = tmp_path / "gone" / "tiny-vit"
+    for file in (finished_run / "config.yaml", finished_run / "model" / "config.yaml"):
+        file.write_text(file.read_text().replace(str(TINY_VIT), str(moved)))
+    assert str(moved) in (finished_run / "config.yaml").read_text()
+    refused = captioner("run", finished_run, "--redo", "train", status=2).output
+    assert f"copy it to {moved} first" in refused
+    assert (copy / "open_clip_config.json").exists()
+    assert (finished_run / "model" / "decoder.safetensors").exists()
