@@ -31,7 +31,7 @@ def write(model: str, options: Encoder) -> str | None:
     if path == options.model or "://" in path:
         return None
     folder = Path(path)
-    target = storage.join(model, FOLDER, folder.name)
+    target = _place(model, options.model)
     if storage.exists(storage.join(target, CONFIG)):
         return None
     if not (folder / CONFIG).is_file():
@@ -51,7 +51,7 @@ def require_original(model: str, options: Encoder) -> None:
         InputError: it does.
     """
     path = options.model.removeprefix("local-dir:")
-    copy = storage.join(model, FOLDER, Path(path).name)
+    copy = _place(model, options.model)
     if path == options.model or storage.exists(storage.join(path, CONFIG)):
         return
     if storage.exists(storage.join(copy, CONFIG)):
@@ -66,7 +66,7 @@ def options_of(model: str, options: Encoder) -> Encoder:
     another tower than the model was trained with stay as they are."""
     text = storage.read_text(storage.join(model, "config.yaml"))
     own = str(yaml.safe_load(text)["encoder"]["model"])
-    copy = storage.join(model, FOLDER, own.rstrip("/").rpartition("/")[2])
+    copy = _place(model, own)
     if options.model != own or not storage.exists(storage.join(copy, CONFIG)):
         return options
     return options.model_copy(update={"model": f"local-dir:{copy}"})
@@ -75,9 +75,17 @@ def options_of(model: str, options: Encoder) -> Encoder:
 def _needed(folder: Path, options: Encoder) -> list[Path]:
     """Its configuration and the one file of weights that open_clip reads; beside them small JSON
     and text files, such as a tokenizer's. Whatever else is there is nobody's to hand on."""
-    from open_clip.factory import _find_checkpoint_in_dir  # no public name says which it takes
-
     files = [folder / name for name in os.listdir(folder) if not name.startswith(".")]
     needed = [file for file in files if file.suffix in _ABOUT and file.is_file()]
-    weights = None if options.pretrained == "none" else _find_checkpoint_in_dir(folder)
+    if options.pretrained == "none":
+        return needed
+    # No public name says which it takes. Imported when needed: it takes seconds.
+    from open_clip.factory import _find_checkpoint_in_dir
+
+    weights = _find_checkpoint_in_dir(folder)
     return [*needed, Path(weights)] if weights else needed
+
+
+def _place(model: str, tower: str) -> str:
+    """Where in a model directory the copy of a tower is, or would be."""
+    return storage.join(model, FOLDER, Path(tower.removeprefix("local-dir:")).name)
