@@ -245,7 +245,7 @@ class SelfCritical(Section):
     bleu_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """How much smoothed BLEU-4 counts in the reward beside CIDEr-D."""
     cross_entropy: Annotated[float, Field(ge=0.0)] = 0.0
-    """How much the first stage's loss counts beside the one of the reward."""
+    """How much the first stage's loss, of people's words alone, counts beside the reward's."""
 
 
 class Share(Section):

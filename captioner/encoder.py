@@ -187,9 +187,12 @@ def create_model(options: EncoderOptions) -> tuple[Any, bool]:
             )
     elif schema == "local-dir" and not storage.exists(storage.join(name, tower_copy.CONFIG)):
         raise InputError(f"encoder.model: {name} has no {tower_copy.CONFIG}")
-    elif schema == "local-dir" and "://" in name:  # in a model directory on an object store
+    elif schema == "local-dir" and "://" in name:  # on an object store
         with storage.local_copy(name) as here:
-            return create_model(options.model_copy(update={"model": f"local-dir:{here}"}))
+            try:
+                return create_model(options.model_copy(update={"model": f"local-dir:{here}"}))
+            except InputError as error:
+                raise InputError(str(error).replace(here, name)) from error
     try:
         with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(options.seed)

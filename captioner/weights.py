@@ -24,7 +24,7 @@ from huggingface_hub import CacheNotFound, constants, hf_hub_download, scan_cach
 from open_clip.factory import parse_model_name
 from open_clip.pretrained import get_pretrained_cfg
 
-from captioner import backends
+from captioner import backends, storage
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.encoder import Encoder, create_model, preprocessing_of
@@ -146,8 +146,9 @@ def _architecture(options: EncoderOptions, quick_gelu: bool) -> dict[str, Any]:
         if quick_gelu:
             found["quick_gelu"] = True
     else:
-        place = Path(name) / CONFIG if schema == "local-dir" else hf_hub_download(name, CONFIG)
-        found = json.loads(Path(place).read_text())["model_cfg"]
+        local = schema == "local-dir"
+        place = storage.join(name, CONFIG) if local else hf_hub_download(name, CONFIG)
+        found = json.loads(storage.read_text(place))["model_cfg"]
     if options.image_size is not None:
         found["vision_cfg"]["image_size"] = options.image_size
     return dict(found)
@@ -165,7 +166,7 @@ def _encoder_files(options: EncoderOptions) -> list[File]:
     if options.pretrained == "none":
         return []
     if schema == "local-dir":
-        return _files(Path(name))
+        return _stored(name) if "://" in name else _files(Path(name))
     if schema == "hf-hub":
         return _cached(name)
     tag = get_pretrained_cfg(name, options.pretrained)
@@ -193,6 +194,17 @@ def _cached(repository: str) -> list[File]:
     if not paths:
         raise RuntimeError(f"{repository} was loaded, but is not in {constants.HF_HUB_CACHE}")
     return [_file(path) for path in sorted(paths)]
+
+
+def _stored(url: str) -> list[File]:
+    """Those of a directory on an object store."""
+    fs, _ = storage.filesystem(url)
+    found = []
+    for path in storage.files(url, ""):
+        with fs.open(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append(File(fs.unstrip_protocol(path), fs.size(path), digest))
+    return found
 
 
 def _files(place: Path) -> list[File]:

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner, Result
 
+from captioner import storage
 from captioner.config import Encoder as Options
 from captioner.encoder import Encoder
 from captioner.weights import save_encoder
@@ -23,6 +24,8 @@ from jobs.cli import main
 from tests import foreign
 from tests.conftest import TINY_VIT, write_config
 from tests.language import save_gpt2
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
 @pytest.fixture
@@ -53,6 +56,23 @@ def test_files_and_digests(tower: Path, tmp_path: Path) -> None:
     digest = hashlib.sha256((tower / "open_clip_model.safetensors").read_bytes()).hexdigest()
     assert f"{tower}/open_clip_model.safetensors" in output
     assert f"sha256 {digest}" in output
+
+
+def test_tower_on_an_object_store(tower: Path, tmp_path: Path) -> None:
+    place = "memory://towers/tiny"
+    config = str(write_config(tmp_path, tmp_path))
+    model = [config, "--set=encoder.pretrained=openai", f"--set=encoder.model=local-dir:{place}"]
+    assert f"{place} has no open_clip_config.json" in fetch(*model, status=2).output
+    storage.write_bytes(f"{place}/{CONFIG}", (tower / CONFIG).read_bytes())
+    assert f"no weights could be loaded from {place}: " in fetch(*model, status=2).output
+    weights = (tower / WEIGHTS).read_bytes()
+    storage.write_bytes(f"{place}/{WEIGHTS}", weights)
+    output = fetch(*model, "--out", tmp_path / "out").output
+    digest = hashlib.sha256(weights).hexdigest()
+    assert f"towers/tiny/{WEIGHTS}" in output
+    assert f"sha256 {digest}" in output
+    copy = Encoder(Options(model=f"local-dir:{tmp_path / 'out'}")).identity
+    assert copy.difference(Encoder(Options(model=f"local-dir:{tower}")).identity) is None
 
 
 def test_language_model(tower: Path, tmp_path: Path) -> None:

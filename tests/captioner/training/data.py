@@ -52,7 +52,7 @@ def make_batch(captions: Sequence[Sequence[str]] = CAPTIONS, **changes: Any) -> 
     return collate(feature_rows(captions), VOCABULARY, options(**changes), CPU)
 
 
-def make_decoder() -> LSTMDecoder:
+def make_decoder(dropout: float = 0.0) -> LSTMDecoder:
     torch.manual_seed(0)
     return LSTMDecoder(
         vocabulary_size=len(VOCABULARY),
@@ -61,4 +61,5 @@ def make_decoder() -> LSTMDecoder:
         embed_size=8,
         hidden_size=7,
         attention_size=9,
+        dropout=dropout,
     )

@@ -95,6 +95,22 @@ def test_cross_entropy_counts_beside_the_reward() -> None:
     assert (both.total, both.count) == (alone.total, alone.count)
 
 
+def test_dropout_is_for_peoples_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = torch.tensor([[[A, DOG, RUNS, EOS], [A, EOS, PAD, PAD]]])
+    monkeypatch.setattr(module, "_drawn", lambda *_: drawn)
+    decoder, batch = make_decoder(dropout=0.5), make_batch([["A dog."]])
+    reward = Reward(CiderD.of_references(WHOLE), 0.0)
+
+    def objective(share: float, seed: int) -> float:
+        torch.manual_seed(seed)
+        train = options(self_critical=SelfCritical(samples=2, cross_entropy=share))
+        loss = self_critical(decoder, decoder, batch, train, VOCABULARY, reward)
+        return float(loss.objective.detach())
+
+    assert objective(0.0, seed=1) == objective(0.0, seed=2)
+    assert objective(0.1, seed=1) != objective(0.1, seed=2)
+
+
 def test_captions_that_are_rewarded_become_likely() -> None:
     """From random weights, by reward alone: no caption is ever shown."""
     torch.manual_seed(0)
