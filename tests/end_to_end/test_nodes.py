@@ -93,32 +93,69 @@ def test_extraction_outlives_a_node_and_uses_one_that_joins(
     assert_each_once(features, 400)
 
 
+def epochs(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "model" / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def forget_training(run: Path) -> None:
+    for later in ("model", "checkpoints", "captions"):
+        shutil.rmtree(run / later)
+
+
+def has_checkpoint(run: Path) -> bool:
+    noted = run / "checkpoints" / "train" / "checkpoint_manager_snapshot.json"
+    return noted.exists() and "checkpoint_" in noted.read_text()
+
+
 def test_two_nodes_train_as_one_does_even_if_one_of_them_is_lost(
     captioner: Cli, finished_run: Path, two_nodes: Nodes
 ) -> None:
-    def epochs() -> list[dict[str, Any]]:
-        lines = (finished_run / "model" / "history.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    alone = epochs()  # one worker has trained this run
-    for later in ("model", "checkpoints", "captions"):
-        shutil.rmtree(finished_run / later)
+    alone = epochs(finished_run)  # one worker has trained this run
+    forget_training(finished_run)
     config = [str(finished_run), "--set", "train.epochs=8", "--set", "train.patience=8"]
     config += ["--set", "cluster.train_workers=2", "--set", f"cluster.address={two_nodes.address}"]
-    noted = finished_run / "checkpoints" / "train" / "checkpoint_manager_snapshot.json"
     with Command("train", *config) as command:
-        wait_until(lambda: noted.exists() and "checkpoint_" in noted.read_text(), command)
+        wait_until(lambda: has_checkpoint(finished_run), command)
         raylets = {worker.ppid() for worker in workers(two_nodes.address, "RayTrainWorker")}
         assert len(raylets) == 2
         two_nodes.lose()
         output = command.finish()
     assert "goes on in epoch" in output
-    together = epochs()
+    together = epochs(finished_run)
     assert [entry["epoch"] for entry in together] == list(range(1, 9))
     for one, two in zip(alone, together):
         assert two["captions"] == pytest.approx(one["captions"], rel=0.05)
         assert two["val_loss"] == pytest.approx(one["val_loss"], rel=0.1)
     assert json.loads((finished_run / "model" / "_summary.json").read_text())["workers"] == 2
+
+
+def test_training_takes_in_a_node_that_joins(finished_run: Path, cluster_of_nodes: Nodes) -> None:
+    images = epochs(finished_run)[0]["images"]
+    forget_training(finished_run)
+    options = {
+        "cluster.address": cluster_of_nodes.address,
+        "cluster.train_workers": 1,
+        "cluster.train_workers_max": 2,
+        "train.epochs": 1000,
+        "train.patience": 1000,
+    }
+    with Command(
+        "train", str(finished_run), *(f"--set={key}={value}" for key, value in options.items())
+    ) as command:
+        wait_until(lambda: has_checkpoint(finished_run), command)
+        assert cluster_of_nodes.workers("RayTrainWorker") == 1
+        cluster_of_nodes.add()
+        wait_until(lambda: "goes on in epoch" in command.output, command)  # Ray looks every minute
+        assert cluster_of_nodes.workers("RayTrainWorker") == 2
+        before = len(epochs(finished_run))
+        wait_until(lambda: len(epochs(finished_run)) >= before + 3, command)
+        command.process.terminate()
+        command.process.wait(60)
+    cluster_of_nodes.lose()
+    entries = epochs(finished_run)
+    assert [entry["epoch"] for entry in entries] == list(range(1, len(entries) + 1))
+    assert {entry["images"] for entry in entries} == {images}
 
 
 def test_captioning_outlives_a_node(
