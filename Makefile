@@ -3,6 +3,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Ray starts some processes for every command, and each would compile its imports anew, which takes
+# longer than to import them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-clusters check bench clean
 
@@ -29,10 +33,12 @@ bench: $(INSTALLED) ## Measure speed on this machine
 clean: ## Remove the virtual environment and the runs
 	rm -rf $(VENV) runs
 
-# constraints.txt is the set of versions that the tests ran with. Not compiled: most modules of the
-# packages are never imported, and those that are, Python compiles then.
+# constraints.txt is the set of versions that the tests ran with. pip compiles nothing, since most
+# modules of the packages are never imported; importing compiles those that are, also for a user who
+# has PYTHONDONTWRITEBYTECODE set.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -c 'import ray.data, ray.train.torch, open_clip, matplotlib.pyplot, jobs.cli'
 	touch $@
