@@ -352,7 +352,9 @@ class Search(Section):
 class Caption(Section):
     splits: list[Literal["train", "val", "test"]] = ["test"]
     """Which splits of the manifest a run captions; images without a split are in none."""
-    batch_size: Positive = 32
+    batch_size: Positive | None = None
+    """Images that are searched at once; unless given 32, on a GPU 512 (of ``hf:`` and ``coca:``
+    models 32)."""
     rows_per_file: Positive = 4096
     formats: list[Literal["jsonl", "csv", "sidecar", "webdataset"]] = []
     """What to write captions as beside the Parquet shards."""

@@ -52,15 +52,16 @@ def measure(
             f"{date.today()}, {hardware()}; {pictures}; encoder: {encoder.identity.describe()}; "
             f"{captioner.config.decoder.type} of {captioner.config.decoder.hidden_size}{trained}\n"
         )
-        pixels = pixels_of(files_of(config.source.images, max(_SIZES)), config, encoder)
+        size = caption_job.searched_together(config, on_gpu())
+        pixels = pixels_of(files_of(config.source.images, max(*_SIZES, size)), config, encoder)
         features = [encoder.encode(part) for part in _parts(pixels, 32)]
         embedding, tokens = (
             None if values[0] is None else torch.cat(list(values)).numpy()
             for values in zip(*features)
         )
-        search = _search(captioner, embedding, tokens, config.search)
-        encoding = len(pixels) / seconds(lambda: [encoder.encode(p) for p in _parts(pixels, 32)])
-        _fused(config, url, encoding, search)
+        search = _search(captioner, embedding, tokens, config.search, size)
+        encoding = len(pixels) / seconds(lambda: [encoder.encode(p) for p in _parts(pixels, size)])
+        _fused(config, url, encoding, search, size)
 
 
 def _untrained(url: str) -> str:
@@ -85,8 +86,11 @@ def _parts(values: Any, size: int) -> list[Any]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def _search(captioner: CaptionModel, embedding: Any, tokens: Any, options: Search) -> float:
-    """Print captions/s from ready features; return that of the configured search."""
+def _search(
+    captioner: CaptionModel, embedding: Any, tokens: Any, options: Search, together: int
+) -> float:
+    """Print captions/s from ready features; return that of the configured search, of as many
+    images ``together`` as the job searches."""
 
     def find(size: int, images: int, search: Search) -> list[str]:
         found = []
@@ -129,7 +133,7 @@ def _search(captioner: CaptionModel, embedding: Any, tokens: Any, options: Searc
     row("beam 5, batches of 32, search.precision=auto", rate, "captions/s", rate / naive)
     rate = total / seconds(lambda: find(128, total, greedy))
     row("greedy, batches of 128", rate, "captions/s", rate / naive)
-    return total / seconds(lambda: find(32, total, options))
+    return total / seconds(lambda: find(together, total, options))
 
 
 @torch.inference_mode()
@@ -162,7 +166,7 @@ def plain_search(captioner: CaptionModel, embedding: Any, tokens: Any, options: 
     return captioner.vocabulary.decode(beams[0][1][1:])
 
 
-def _fused(config: JobConfig, url: str, encoding: float, search: float) -> None:
+def _fused(config: JobConfig, url: str, encoding: float, search: float, size: int) -> None:
     """Print the job's rate in steady state against the encoder alone and the search alone."""
     session.begin(config)
     DataContext.get_current().wait_for_min_actors_s = 600  # nothing is decoded while they start
@@ -172,7 +176,7 @@ def _fused(config: JobConfig, url: str, encoding: float, search: float) -> None:
         ", consensus" if config.search.consensus is not None else ""
     )
     row("(a) encoder alone, on ready pixels", encoding, "images/s")
-    row(f"(b) search alone ({described}), batches of 32", search, "captions/s")
+    row(f"(b) search alone ({described}), batches of {size}", search, "captions/s")
     row("(c) Ray job: read, decode, encode, search", job, "images/s", job / min(encoding, search))
     together = 1.0 / (1.0 / encoding + 1.0 / search)
     row(

@@ -83,7 +83,13 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
 
     session.begin(config, {} if foreign else {"--model": where})
     arguments = (where, options, ray.put(tower))  # Ray brings it to each node once
-    return _caption(config, CaptionImages, arguments, rows, schema, decoded)
+    return _caption(config, CaptionImages, arguments, rows, schema, decoded, foreign)
+
+
+def searched_together(config: JobConfig, on_gpu: bool, foreign: bool = False) -> int:
+    """Images a batch. A GPU takes for 512 about as long as for one, but of a ``foreign`` model,
+    a large transformer, it would have to hold the keys and values of all of them."""
+    return config.caption.batch_size or (512 if on_gpu and not foreign else 32)
 
 
 def _caption(
@@ -93,9 +99,10 @@ def _caption(
     rows: table_rows.Input,
     schema: pa.Schema,
     prepared: Callable[[Dataset, Any], Dataset],
+    foreign: bool = False,
 ) -> dict[str, Any]:
     pool = session.encoders(config)
-    batch_size = config.caption.batch_size
+    batch_size = searched_together(config, pool.gpus > 0, foreign)
 
     def build(images: Dataset, tally: Any) -> Dataset:
         ready = prepared(images, tally)
