@@ -41,6 +41,10 @@ class Run:
         )
 
 
+# NLTK's BLEU-4 of captions that have no four words in common with a reference is 1e-78 or so.
+_ZERO = 1e-9
+
+
 @dataclass(frozen=True)
 class Difference:
     """One score of both runs over the images that both captioned."""
@@ -57,8 +61,8 @@ class Difference:
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0.0 or self.high < 0.0
+        """Whether the interval leaves out zero, and what BLEU has in its place."""
+        return self.low > _ZERO or self.high < -_ZERO
 
 
 @dataclass(frozen=True)

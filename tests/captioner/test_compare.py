@@ -116,6 +116,11 @@ def test_a_run_against_itself_differs_in_nothing(first: JobConfig) -> None:
     assert "may be chance" in compare.describe(found)
 
 
+def test_what_bleu_has_in_the_place_of_zero_is_no_difference() -> None:
+    assert not compare.Difference("BLEU-4", 2e-78, 1e-80, -3e-78, -1e-78).is_real
+    assert compare.Difference("BLEU-4", 0.2, 0.1, -0.15, -0.05).is_real
+
+
 def test_a_difference_on_one_image_may_be_chance(first: JobConfig, tmp_path: Path) -> None:
     def change(number: int, row: dict[str, Any]) -> dict[str, Any]:
         return better(number, row) if number == 4 else row

@@ -101,7 +101,7 @@ def test_two_runs_are_compared(
     page = tmp_path / "pages" / "compare.html"
     output = captioner("compare", finished_run, short_run, "--out", page).output
     assert "search.max_words: 16 in A, 3 in B" in output
-    assert re.search(r"BLEU-4 +\d\.\d{4} +\d\.\d{4} +-\d\.\d{4} .* real", output)
+    assert re.search(r"BLEU-1 +\d\.\d{4} +\d\.\d{4} +-\d\.\d{4} .* real", output)
     assert "B's tower: the same" in output
     assert "120 images" in output
     assert "Better in A" in page.read_text()
