@@ -29,7 +29,7 @@ class CannotSchedule(InputError):
 
 
 class ClusterUnavailable(InputError):
-    """A cluster's job API did not answer. The same command later goes on."""
+    """A cluster, or its job API, did not answer. The same command later goes on."""
 
     status = 75
 

@@ -6,25 +6,28 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
+from ray._private import services
 from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.context import DEFAULT_RETRIED_IO_ERRORS
 
 from captioner import storage
 from captioner.config import Cluster, JobConfig
-from captioner.errors import CannotSchedule, InputError
+from captioner.errors import CannotSchedule, ClusterUnavailable, InputError
 from jobs import logs
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
 _SPARE_CPUS = 4
 _READERS_CPUS = 2  # for the tasks that feed training
+_ANSWER_S = 10.0  # for the head of a cluster to take a connection
 # What a tower holds at least.
 _ENCODER_BYTES = 512 * 1024**2
 
@@ -94,18 +97,18 @@ class Pretended:
 
 
 def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
-    """Connect to the configured cluster, or start Ray on this machine. Twice is once."""
+    """Connect to the configured cluster, or start Ray on this machine. Twice is once.
+
+    Raises:
+        ClusterUnavailable: no cluster answers at ``cluster.address``.
+        InputError: that is no address, or the cluster is of another version of Ray or Python.
+    """
     if not ray.is_initialized():
         on_sigterm = signal.getsignal(signal.SIGTERM)
         # Ray's own processes write to this terminal what is of use to Ray's developers.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         if cluster.address:
-            ray.init(
-                address=cluster.address,
-                logging_level=logging.ERROR,
-                log_to_driver=False,  # what a worker fails with is raised here
-                **logs.ray_options(),
-            )
+            _connect(cluster.address)
         else:
             # Ray's checkpoint filters are actors of their own; with as many logical CPUs as
             # cores they would wait for ever for a CPU that the encoder holds.
@@ -230,6 +233,34 @@ def _wait_for(workers: Workers, spare: int, patience: float) -> None:
                 "cluster.encoders or cluster.train_workers; cluster.patience waits longer"
             )
         time.sleep(1.0)
+
+
+def _connect(address: str) -> None:
+    try:
+        _require_answer(address)
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,  # what a worker fails with is raised here
+            **logs.ray_options(),
+        )
+    except OSError as error:
+        why = str(error).split(". ")[0]
+        raise ClusterUnavailable(
+            f"cluster.address: {address}: {why}. Does its head run, can it be reached from here, "
+            "and is this the port of `ray start` (6379 by default)? A cluster with a token answers "
+            "no one without it: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"cluster.address: {address}: {error}") from None
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would ask a head that is gone for a quarter of an hour, or end the process."""
+    found = services.canonicalize_bootstrap_address(address)
+    if found is not None and "://" not in address:
+        with socket.create_connection(services.extract_ip_port(found), timeout=_ANSWER_S):
+            pass
 
 
 def _require_shared(config: JobConfig, more: Mapping[str, str] | None = None) -> None:

@@ -51,6 +51,22 @@ def test_a_storage_that_does_not_answer_is_temporary(small_config: Path) -> None
     assert "the same command goes on later" in done.stderr
 
 
+def test_a_cluster_that_does_not_answer_is_temporary(small_config: Path) -> None:
+    done = captioner("index", str(small_config), "--set=cluster.address=127.0.0.1:6000")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr.startswith("Error: cluster.address: 127.0.0.1:6000: [Errno 111]")
+    assert "Does its head run" in done.stderr
+
+
+def test_a_cluster_at_no_address_is_bad_input(small_config: Path) -> None:
+    done = captioner("index", str(small_config), "--set=cluster.address=head:port")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == "Error: cluster.address: head:port: Malformed address port port. Must be an integer.\n"
+    )
+
+
 def test_bad_input_and_a_finished_command(finished_run: Path, tmp_path: Path) -> None:
     done = captioner("status", str(finished_run))
     assert (done.returncode, done.stderr) == (0, "")
