@@ -389,7 +389,8 @@ class Cluster(Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """What encoders run on; auto: GPUs where the cluster has any."""
     encoders: Positive | None = None
-    """Encoder (and search) actors; none: one for each GPU, or one a node where there is none."""
+    """Encoder (and search) actors; none: one for each GPU; where there is none, one a node, and for
+    a job of many batches one a core."""
     encoders_max: Positive | None = None
     """The pool grows up to so many as nodes join; none: one for each GPU that joins."""
     shared_paths: bool = False

@@ -21,3 +21,8 @@ def choose(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Products in ``dtype``, weights and sums as they are."""
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+
+def bytes_of(model: torch.nn.Module) -> int:
+    """What its weights take as they are."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())

@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.data import Dataset
 
-from captioner import backends, features, manifest, storage, tower_copy
+from captioner import backends, features, manifest, precision, storage, tower_copy
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
@@ -57,7 +57,12 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
         raise InputError(f"caption.splits: no images in {', '.join(rows.splits)}")
     session.begin(config)
     arguments = (storage.resolve(model_url),)
-    return _caption(config, CaptionFeatures, arguments, rows, schema, lambda shards, tally: shards)
+    model_bytes = precision.bytes_of(model.decoder)
+
+    def as_they_are(shards: Dataset, tally: Any) -> Dataset:
+        return shards
+
+    return _caption(config, CaptionFeatures, arguments, rows, schema, as_they_are, model_bytes)
 
 
 def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
@@ -83,7 +88,8 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
 
     session.begin(config, {} if foreign else {"--model": where})
     arguments = (where, options, ray.put(tower))  # Ray brings it to each node once
-    return _caption(config, CaptionImages, arguments, rows, schema, decoded, foreign)
+    model_bytes = precision.bytes_of(tower.visual) if tower else None
+    return _caption(config, CaptionImages, arguments, rows, schema, decoded, model_bytes)
 
 
 def searched_together(config: JobConfig, on_gpu: bool, foreign: bool = False) -> int:
@@ -99,9 +105,13 @@ def _caption(
     rows: table_rows.Input,
     schema: pa.Schema,
     prepared: Callable[[Dataset, Any], Dataset],
-    foreign: bool = False,
+    model_bytes: int | None,
 ) -> dict[str, Any]:
-    pool = session.encoders(config)
+    """``model_bytes``: None of a foreign model, which may be too large for several on a node."""
+    target, size = config.at("captions"), config.caption.rows_per_file
+    foreign = model_bytes is None
+    batches = stream.pending(rows, target) // searched_together(config, on_gpu=False)
+    pool = session.encoders(config, 0 if foreign else batches, model_bytes or 0)
     batch_size = searched_together(config, pool.gpus > 0, foreign)
 
     def build(images: Dataset, tally: Any) -> Dataset:
@@ -109,7 +119,6 @@ def _caption(
         common = (config.search, pool, tally)
         return stream.in_pool(ready, actor, (*arguments, *common), batch_size, pool)
 
-    target, size = config.at("captions"), config.caption.rows_per_file
     summary = stream.run("caption", rows, target, schema, size, batch_size, config, build, pool)
     return {**summary, "formats": formats.write(config)}
 

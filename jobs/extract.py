@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.data import Dataset
 
-from captioner import features, views
+from captioner import features, precision, views
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig
 from captioner.encoder import Encoder, Tower
@@ -43,10 +43,12 @@ def extract(config: JobConfig) -> dict[str, Any]:
     identity = Encoder(config.encoder, tower=tower).identity
     check_encoder(config, identity)
     session.begin(config)
-    pool = session.encoders(config)
+    rows, target = table_rows.Input(config.at("manifest"), COLUMNS), config.at("features")
+    batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
+    batches = stream.pending(rows, target) // batch_size
+    pool = session.encoders(config, batches, precision.bytes_of(tower.visual))
     schema = features.schema(identity, views.suffixes(config.features))
     weights = ray.put(tower)  # Ray brings them to each node once
-    batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
 
     def build(images: Dataset, tally: Any) -> Dataset:
         pixels = stream.decoded(
@@ -55,7 +57,6 @@ def extract(config: JobConfig) -> dict[str, Any]:
         arguments = (config.encoder, weights, pool, schema, tally)
         return stream.in_pool(pixels, EncodeImages, arguments, batch_size, pool)
 
-    rows, target = table_rows.Input(config.at("manifest"), COLUMNS), config.at("features")
     return stream.run(
         "extract", rows, target, schema, rows_per_file, batch_size, config, build, pool
     )

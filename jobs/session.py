@@ -28,6 +28,7 @@ from jobs import logs
 _SPARE_CPUS = 4
 _READERS_CPUS = 2  # for the tasks that feed training
 _ANSWER_S = 10.0  # for the head of a cluster to take a connection
+_BATCHES_OF_AN_ENCODER = 8  # for which it is worth to start one more
 # What a tower holds at least.
 _ENCODER_BYTES = 512 * 1024**2
 
@@ -143,8 +144,12 @@ def object_store_bytes() -> int:
     return int(ray.cluster_resources().get("object_store_memory", 0))
 
 
-def encoders(config: JobConfig) -> Workers:
+def encoders(config: JobConfig, batches: int = 0, model_bytes: int = 0) -> Workers:
     """The pool that runs the image tower: one actor a GPU, or CPU actors that share each node.
+
+    Args:
+        batches: that the job has for them; only a long one gets more than one CPU actor a node.
+        model_bytes: what each of them holds.
 
     Raises:
         CannotSchedule: the cluster is too small for it, and stays so for a while.
@@ -162,11 +167,27 @@ def encoders(config: JobConfig) -> Workers:
             memory=_ENCODER_BYTES,
         )
     else:
-        count = count or len(_cpus_of_nodes())
+        nodes = [node for node in _nodes() if node["CPU"]]
+        if count is None and most is None:
+            fitting = [encoders_of(node, batches // len(nodes), model_bytes) for node in nodes]
+            count = len(nodes) * min(fitting, default=1)
+        count = count or max(1, len(nodes))
         cpus = _share_of_a_node(count, _SPARE_CPUS)
         workers = Workers(count, cpus, 0, most, memory=_ENCODER_BYTES)
     require(workers, _SPARE_CPUS, config)
     return workers
+
+
+def encoders_of(node: Mapping[str, float], batches: int, model_bytes: int) -> int:
+    """How many encoders a node without GPUs should have, for so many batches.
+
+    One for each core does more than one with a thread on each, whose threads wait at every layer
+    for the slowest, the one beside which something else runs: up to 1.4 times as much. But each
+    holds the model (twice, while it starts), and takes as long to start as some batches do.
+    """
+    cpus = int(node["CPU"]) - _SPARE_CPUS
+    fitting = int(node["memory"] // (_ENCODER_BYTES + 2 * model_bytes))
+    return max(1, min(cpus, fitting, batches // _BATCHES_OF_AN_ENCODER))
 
 
 def trainers(config: JobConfig) -> Workers:

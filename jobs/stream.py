@@ -116,6 +116,12 @@ def run(
     return summary
 
 
+def pending(rows: Input, target: str) -> int:
+    """How many rows ``run`` would make results of, but for what a broken off run has written."""
+    before = storage.read_summary(target)
+    return manifest.count(rows.url, rows.splits, before["serial"] if before else -1)
+
+
 def _steady_rate(first: tuple[float, int] | None, rows: int) -> float | None:
     """Rows per second after the first batch, so without start-up; None if that was all."""
     if first is None or rows <= first[1]:

@@ -233,6 +233,7 @@ def slow_config(small_config: Path, many_scenes: Path, tmp_path: Path, cluster: 
         "encoder.model": f"local-dir:{tower}",
         "features.rows_per_file": 32,
         "cluster.rows_per_block": 16,
+        "cluster.encoders": 1,
         "cluster.address": cluster,
     }
     return [str(small_config), *(f"--set={key}={value}" for key, value in values.items())]

@@ -1,0 +1,46 @@
+"""How many encoders a job gets where there is no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import session
+from jobs.session import Workers, encoders_of
+from tests.runs import build_run
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "batches", "model", "expected"),
+    [
+        (8, 64 * GIB, 800, GIB, 4),  # four CPUs are for what is beside them
+        (8, 64 * GIB, 31, GIB, 3),  # a short job does not wait for them to start
+        (8, 64 * GIB, 0, GIB, 1),
+        (68, 16 * GIB, 8000, 2 * GIB, 3),  # each holds the model
+        (68, 16 * GIB, 8000, 100 * GIB, 1),
+        (2, 64 * GIB, 800, GIB, 1),
+    ],
+)
+def test_a_node_has_as_many_as_work_memory_and_cores_allow(
+    cpus: int, memory: int, batches: int, model: int, expected: int
+) -> None:
+    node = {"CPU": cpus, "GPU": 0.0, "memory": memory}
+    assert encoders_of(node, batches, model) == expected
+
+
+def test_they_share_the_cpus_of_their_node(cluster: str, tmp_path: Path) -> None:
+    config = build_run(tmp_path / "run")
+
+    def claimed(batches: int, **cluster: int) -> tuple[int, int]:
+        changed = config.cluster.model_copy(update=cluster)
+        found: Workers = session.encoders(config.model_copy(update={"cluster": changed}), batches)
+        return found.count, found.cpus
+
+    assert claimed(7) == (1, 4)  # of eight
+    assert claimed(16) == (2, 2)
+    assert claimed(1000) == (4, 1)
+    assert claimed(1000, encoders=1) == (1, 4)
+    assert claimed(1000, encoders_max=3) == (1, 4)
