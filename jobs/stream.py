@@ -75,7 +75,7 @@ def run(
     total = manifest.count(rows.url, rows.splits)
     pending = manifest.count(rows.url, rows.splits, after)
     kept, steady = min(rows_written(checkpoints, after), pending), None
-    block = rows_per_block(rows.url, config, batch_size)
+    block = rows_per_block(rows.url, config, batch_size, pending - kept, pool.count)
     started = time.monotonic()
     if before and before["rows"] + pending > total:
         # First, so that a reader never sees an image twice.

@@ -15,6 +15,8 @@ from captioner.config import JobConfig
 from jobs.blocks import newer
 from jobs.tasks import map_batches
 
+_BLOCKS_OF_AN_ACTOR = 4  # at least, where several share the work
+
 
 @dataclass(frozen=True)
 class Input:
@@ -51,11 +53,17 @@ def shards(url: str, columns: list[str]) -> Dataset:
     return dataset.select_columns(columns)
 
 
-def rows_per_block(url: str, config: JobConfig, batch_size: int) -> int:
-    """At least as many as the configuration says, and as are read together: of the images of a
-    Parquet row group, to read some is to read all."""
+def rows_per_block(
+    url: str, config: JobConfig, batch_size: int, rows: int = 0, actors: int = 1
+) -> int:
+    """As many as the configuration says, but fewer where several ``actors`` share ``rows``: each
+    gets some blocks, or the last ones would leave all but one idle. At least as many as are read
+    together: of the images of a Parquet row group, to read some is to read all."""
     together = (storage.read_summary(url) or {}).get("rows_per_read", 0)
-    return fitting(max(config.cluster.rows_per_block, together), batch_size)
+    wanted = config.cluster.rows_per_block
+    if actors > 1:
+        wanted = min(wanted, max(batch_size, rows // (actors * _BLOCKS_OF_AN_ACTOR)))
+    return fitting(max(wanted, together), batch_size)
 
 
 def fitting(rows: int, batch_size: int) -> int:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from captioner import config as configuration
 from captioner import manifest
 from jobs import session, stream, table_rows
 from jobs.session import Workers
@@ -50,6 +51,20 @@ def test_tasks_are_not_fused_into_the_actors_after_them(cluster: str, numbers: s
 )
 def test_blocks_fit_batches(rows: int, block: int) -> None:
     assert table_rows.fitting(rows, 64) == block
+
+
+@pytest.mark.parametrize(
+    ("rows", "actors", "block"),
+    [(700, 1, 256), (700, 2, 128), (100_000, 2, 256), (100, 2, 64), (700, 64, 64)],
+)
+def test_several_actors_have_some_blocks_each(
+    rows: int, actors: int, block: int, tmp_path: Path
+) -> None:
+    config = configuration.parse(
+        {"name": "blocks", "run": str(tmp_path), "source": {"images": "Photos"}}, "test"
+    )
+    url = config.at("manifest")
+    assert table_rows.rows_per_block(url, config, 64, rows, actors) == block
 
 
 @pytest.mark.parametrize("wished", [7, 50, 300])
