@@ -259,8 +259,8 @@ def _examples(comparison: Comparison) -> tuple[list[Example], list[Example]]:
 def _example(comparison: Comparison, number: int) -> Example:
     run = comparison.first
     rows = run.captions.slice(number, 1)
-    row, uri = rows.to_pylist()[0], page.readable_uris(run.config, rows)[0]
-    decoded = page.read_image(uri, page.THUMBNAIL, run.config.image.max_pixels)
+    (row,), (data,) = rows.to_pylist(), page.images_of(run.config, rows)
+    decoded = page.decoded(data, page.THUMBNAIL, run.config)
     return Example(
         image_id=row["image_id"],
         captions=tuple(

@@ -24,6 +24,8 @@ from captioner.vocabulary import Vocabulary
 
 WEIGHTS = "decoder.safetensors"
 LANGUAGE_MODEL = "language_model.json"  # of gpt2: its architecture
+# Why an image has no caption: float16 has overflowed in the tower, or its weights are broken.
+NO_NUMBERS = "the features of this image are not finite numbers"
 
 
 # The words of a caption (<EOS> last), and the weights before each: (words, patches) float32.
@@ -96,8 +98,8 @@ class CaptionModel:
         tokens: np.ndarray[Any, Any] | None,
         search: Search,
         image_ids: Sequence[str] | None = None,
-    ) -> list[Caption]:
-        """Caption images by their features.
+    ) -> list[Caption | None]:
+        """Caption images by their features; None where these are no numbers (``NO_NUMBERS``).
 
         Args:
             embedding: ``(images, embedding_size)``.
@@ -114,8 +116,16 @@ class CaptionModel:
         dtype = precision.choose(search.precision, self._device)
         with precision.autocast(self._device, dtype):
             memory = self.memory(embedding, tokens)
-            found = find(self.decoder, memory, ids, search, words)
-        return captions_of(found, search, self.vocabulary.decode, self.vocabulary.said)
+            hypotheses = find(self.decoder, memory, ids, search, words)
+        good = hypotheses.log_probability.isfinite().any(dim=1).cpu().numpy()
+        if not good.all():
+            good |= _finite(embedding) & (True if tokens is None else _finite(tokens))
+        if not good.all():
+            some = None if tokens is None else tokens[good]
+            known = [name for name, kept in zip(ids, good) if kept]
+            found = iter(self.caption(embedding[good], some, search, known))
+            return [next(found) if kept else None for kept in good]
+        return [*captions_of(hypotheses, search, self.vocabulary.decode, self.vocabulary.said)]
 
     @torch.inference_mode()
     def attention(
@@ -144,6 +154,11 @@ class CaptionModel:
     @property
     def _device(self) -> torch.device:
         return next(self.decoder.parameters()).device  # type: ignore[no-any-return]
+
+
+def _finite(values: np.ndarray[Any, Any]) -> Any:
+    """``(images, ...)`` -> ``(images,)``: whether all of an image's are finite."""
+    return np.isfinite(values).reshape(len(values), -1).all(axis=1)
 
 
 def save_weights(url: str, decoder: torch.nn.Module) -> None:

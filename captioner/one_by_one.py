@@ -19,6 +19,7 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
 from captioner.errors import InputError
 from captioner.images import decode
+from captioner.model import NO_NUMBERS
 from captioner.selection import Caption
 
 Source = str | os.PathLike[str] | bytes | PillowImage.Image
@@ -86,7 +87,19 @@ class Captioner:
         """The captions of some images, as many as fit into memory at once."""
         names = [_name(image, place) for place, image in enumerate(images)]
         pixels = [self.pixels(image, name) for image, name in zip(images, names)]
-        return self.backend.caption(np.stack(pixels), self.search, names) if pixels else []
+        return self.of_pixels(np.stack(pixels), names) if pixels else []
+
+    def of_pixels(self, pixels: Any, names: Sequence[str]) -> list[Caption]:
+        """
+        Raises:
+            InputError: the tower makes no numbers of one.
+        """
+        captions = []
+        for name, caption in zip(names, self.backend.caption(pixels, self.search, names)):
+            if caption is None:
+                raise InputError(f"{name}: {NO_NUMBERS}")
+            captions.append(caption)
+        return captions
 
     def pixels(self, image: Source, name: str = "image") -> Any:
         """What the tower sees of an image, ``(height, width, 3) uint8``."""

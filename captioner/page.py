@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from PIL import Image
 from captioner import manifest, redaction, storage
 from captioner.config import JobConfig
 from captioner.images import Decoded, Preprocessing, decode
+from captioner.reading import Bytes, Unreadable, read_images
 
 SIDE = 320  # of a thumbnail, in pixels
 THUMBNAIL = Preprocessing(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, resize_mode="longest")
@@ -62,25 +63,35 @@ def rows_of(url: str, image_ids: Iterable[str], columns: Sequence[str]) -> pa.Ta
     return pa.concat_tables(parts) if parts else dataset.schema.empty_table()
 
 
-def readable_uris(config: JobConfig, rows: pa.Table) -> list[str]:
-    """``uri`` of each row, with its signature where the manifest knows one: results have none."""
-    uris: list[str] = rows["uri"].to_pylist()
-    ids = rows["image_id"].to_pylist()
-    web = {name for name, uri in zip(ids, uris) if uri.startswith(("http://", "https://"))}
-    if not web or not storage.exists(config.at("manifest")):
-        return uris
-    found = rows_of(config.at("manifest"), web, ["image_id", "uri"])
-    known = dict(zip(found["image_id"].to_pylist(), found["uri"].to_pylist()))
-    return [known.get(name, uri) for name, uri in zip(ids, uris)]
+_PLACES = pa.schema(
+    manifest.SCHEMA.field(name) for name in ("uri", "offset", "row", "size", "deleted")
+)
 
 
-def read_image(uri: str, size: Preprocessing, max_pixels: int) -> Decoded:
-    try:
-        data = storage.read_bytes(uri)
-    except Exception as error:  # each fsspec file system raises its own
-        reason = redaction.clean(f"{type(error).__name__}: {error}")[:200]
-        return Decoded(None, None, None, reason)
-    return decode(data, size, max_pixels)
+def images_of(config: JobConfig, rows: pa.Table) -> Iterator[Bytes]:
+    """The bytes of each row's image. Where they are (in a tar or Parquet shard, behind a signature)
+    the manifest knows; results name a file alone."""
+    ids, known, url = rows["image_id"].to_pylist(), {}, config.at("manifest")
+    if storage.exists(url):
+        found = rows_of(url, ids, ["image_id", *_PLACES.names])
+        known = {row.pop("image_id"): row for row in found.to_pylist()}
+    places = [known.get(name, {"uri": uri}) for name, uri in zip(ids, rows["uri"].to_pylist())]
+    table = pa.Table.from_pylist(places, schema=_PLACES)
+    images = read_images(table, config.image.max_bytes, config.source.image_column)
+    for place in range(len(ids)):
+        try:
+            yield next(images)
+        except Exception as error:  # each fsspec file system raises its own
+            # A page without its pictures is better than none.
+            reason = redaction.clean(f"{type(error).__name__}: {error}")[:200]
+            yield from [Unreadable(reason)] * (len(ids) - place)
+            return
+
+
+def decoded(data: Bytes, size: Preprocessing, config: JobConfig) -> Decoded:
+    if isinstance(data, Unreadable):
+        return Decoded(None, None, None, data.reason)
+    return decode(data, size, config.image.max_pixels)
 
 
 def thumbnail(decoded: Decoded) -> str | None:

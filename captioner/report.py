@@ -24,6 +24,7 @@ from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.metrics import ORDERS
 from captioner.model import CaptionModel
+from captioner.reading import Bytes
 from captioner.training.progress import Progress, measure
 
 SEED = 0  # of the gallery: the same rows give the same page
@@ -142,13 +143,13 @@ def _cards(config: JobConfig, image_ids: Iterable[str]) -> dict[str, Card]:
     columns = ["image_id", "uri", "caption", "references", "bleu_4"]
     rows = page.rows_of(config.at("captions"), image_ids, columns)
     return {
-        row["image_id"]: _card(config, row, uri)
-        for row, uri in zip(rows.to_pylist(), page.readable_uris(config, rows))
+        row["image_id"]: _card(config, row, data)
+        for row, data in zip(rows.to_pylist(), page.images_of(config, rows))
     }
 
 
-def _card(config: JobConfig, row: dict[str, Any], uri: str) -> Card:
-    decoded = page.read_image(uri, page.THUMBNAIL, config.image.max_pixels)
+def _card(config: JobConfig, row: dict[str, Any], data: Bytes) -> Card:
+    decoded = page.decoded(data, page.THUMBNAIL, config)
     return Card(
         image_id=row["image_id"],
         caption=row["caption"],
@@ -181,8 +182,8 @@ def _attention(
         [caption_of[image_id] for image_id in image_ids],
     )
     drawn = {}
-    for image_id, uri, (words, weights) in zip(image_ids, page.readable_uris(config, rows), found):
-        seen = page.read_image(uri, size, config.image.max_pixels).pixels
+    for image_id, data, (words, weights) in zip(image_ids, page.images_of(config, rows), found):
+        seen = page.decoded(data, size, config).pixels
         picture = Image.new("RGB", (1, 1), "grey") if seen is None else Image.fromarray(seen)
         drawn[image_id] = [
             Look(looks.shown(word), page.data_uri(looks.draw(picture, each)), looks.strength(each))

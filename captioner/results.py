@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+
 from captioner import storage
 from captioner.errors import InputError
 
@@ -32,8 +34,13 @@ def read(url: str) -> Iterator[Result]:
         raise InputError(f"{url}: captions are read from {known}")
     if not storage.exists(url):
         raise InputError(f"{url}: no such file")
-    for number, row in enumerate(_READERS[kind](url), start=1):
-        yield _result(row, f"{url}, row {number}")
+    try:
+        for number, row in enumerate(_READERS[kind](url), start=1):
+            yield _result(row, f"{url}, row {number}")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{url}: not in UTF-8: {error}") from None
+    except (pa.ArrowInvalid, csv.Error) as error:
+        raise InputError(f"{url}: cannot be read as .{kind}: {error}") from None
 
 
 def _parquet(url: str) -> Iterator[Any]:
@@ -57,7 +64,13 @@ def _json_lines(url: str) -> Iterator[Any]:
 def _csv(url: str) -> Iterator[Any]:
     fs, path = storage.filesystem(url)
     with fs.open(path, "rb") as file:
-        for row in csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline="")):
+        rows = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+        for row in rows:
+            if None in row:
+                raise InputError(
+                    f"{url}, line {rows.line_num}: more values than the header has names; a "
+                    "caption with a comma in it has to stand in double quotes"
+                )
             # What failed has no caption: CSV knows no null, and no caption of no words is scored.
             yield {name: value or None for name, value in row.items()}
 
@@ -87,6 +100,10 @@ def _result(row: Any, where: str) -> Result:
             raise InputError(f"{where}: expected one of {', '.join(names)}; there is {there}")
         values.append(row[name])
     image, caption = values
-    if image is None:
-        raise InputError(f"{where}: names no image")
-    return str(image), None if caption is None else str(caption)
+    if isinstance(image, float) and image.is_integer():  # numbers of a column with gaps, by pandas
+        image = int(image)
+    if not isinstance(image, str | int) or isinstance(image, bool):
+        raise InputError(f"{where}: names no image, by text or number: {image!r:.80}")
+    if caption is not None and not isinstance(caption, str):
+        raise InputError(f"{where}: expected a caption that is text, or null: {caption!r:.80}")
+    return str(image), caption

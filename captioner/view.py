@@ -6,12 +6,30 @@ import io
 from typing import Any
 
 from PIL import Image
+from pydantic import ValidationError
 
 from captioner import looks, storage
 from captioner.backends.trained import TrainedCaptioner
+from captioner.config import Search
+from captioner.errors import InputError
 from captioner.one_by_one import Captioner
 
 _EMPTY = "(no words)"
+
+
+def widened(search: Search, best: int) -> Search:
+    """A search with so many captions to show, whose first is what the model's own search gives if
+    that has beams enough.
+
+    Raises:
+        InputError: it cannot have so many.
+    """
+    beams = -(-max(best, search.beam_size) // search.groups) * search.groups
+    wanted = {**search.model_dump(), "n_best": best, "beam_size": beams}
+    try:
+        return Search(**wanted)
+    except ValidationError as error:
+        raise InputError(f"--best {best}: {error.errors()[0]['msg']}") from None
 
 
 def view(image: str, captioner: Captioner, out: str) -> list[str]:
@@ -21,7 +39,7 @@ def view(image: str, captioner: Captioner, out: str) -> list[str]:
         InputError: the image cannot be read.
     """
     pixels = captioner.pixels(image, image)
-    (caption,) = captioner.backend.caption(pixels[None], captioner.search, [image])
+    (caption,) = captioner.of_pixels(pixels[None], [image])
     assert caption.confidence is not None
     lines = [f"{caption.text or _EMPTY}    (confidence {caption.confidence:.2f})"]
     lines += [f"  {log:8.2f}  {text or _EMPTY}" for text, log in caption.n_best]

@@ -16,7 +16,7 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, sentence_bleu_4
-from captioner.model import CaptionModel
+from captioner.model import NO_NUMBERS, CaptionModel
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 from jobs import blocks, formats, session, stream, table_rows
@@ -146,8 +146,10 @@ class CaptionFeatures:
         ids = good["image_id"].to_pylist()
         with telling(self._tally):
             found = iter(self._model.caption(embedding, tokens, self._search, ids))
+        captions = [next(found) if ok else None for ok in valid]
+        rows = with_reasons(rows, captions)
         self._reporter.add(len(rows), blocks.errors_of(rows), began)
-        return caption_rows(rows, [next(found) if ok else None for ok in valid])
+        return caption_rows(rows, captions)
 
 
 class CaptionImages:
@@ -172,8 +174,18 @@ class CaptionImages:
         ids = rows["image_id"].filter(pa.array(valid)).to_pylist()
         with telling(self._tally):
             found = iter(self._backend.caption(pixels, self._search, ids))
+        captions = [next(found) if ok else None for ok in valid]
+        rows = with_reasons(rows, captions)
         self._reporter.add(len(rows), blocks.errors_of(rows), began)
-        return caption_rows(rows, [next(found) if ok else None for ok in valid])
+        return caption_rows(rows, captions)
+
+
+def with_reasons(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:
+    """What has neither a caption nor a reason yet gets one."""
+    pairs = zip(rows["error"].to_pylist(), captions)
+    errors = [NO_NUMBERS if not error and not caption else error for error, caption in pairs]
+    place = rows.schema.get_field_index("error")
+    return rows.set_column(place, rows.schema.field(place), pa.array(errors, pa.string()))
 
 
 def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:

@@ -4,6 +4,7 @@ plain line a minute elsewhere, and ``progress.json`` in the run directory for ot
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
 import time
@@ -95,7 +96,9 @@ class Progress:
             logs.note(f"\r\x1b[2K{line}" if self.moves else line)
         self._note(now, count)
         if self.moves:
-            text = redaction.clean(self._text(now, count, last))
+            # Of a line that wraps only the last row would be cleared.
+            width = shutil.get_terminal_size().columns - 1
+            text = redaction.clean(self._text(now, count, last))[: None if last else width]
             sys.stderr.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
             sys.stderr.flush()
         elif last or now - self._printed >= _PLAIN_EVERY_S:

@@ -29,9 +29,11 @@ class Backend(Protocol):
     def identity(self) -> EncoderIdentity:
         """What looks at the images, and how it wants them."""
 
-    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
+    def caption(
+        self, pixels: Pixels, search: Search, image_ids: Sequence[str]
+    ) -> Sequence[Caption | None]:
         """Caption ``pixels: (images, height, width, 3) uint8``. What is drawn for an image depends
-        on its id."""
+        on its id. None: its features are no numbers."""
 
 
 def is_foreign(model: str) -> bool:

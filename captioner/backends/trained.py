@@ -50,7 +50,9 @@ class TrainedCaptioner:
         assert tokens is not None
         return self._model.attention(embedding.numpy(), tokens.numpy(), captions)
 
-    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
+    def caption(
+        self, pixels: Pixels, search: Search, image_ids: Sequence[str]
+    ) -> list[Caption | None]:
         embedding, tokens = self._encoder.encode(pixels)
         return self._model.caption(
             embedding.numpy(), None if tokens is None else tokens.numpy(), search, image_ids

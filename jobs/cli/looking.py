@@ -45,9 +45,7 @@ def view(image: str, model: str, best: int, out: str, encoder: str | None) -> No
     if out.rpartition(".")[2] not in ("png", "svg", "pdf"):
         raise click.BadParameter("expected a name that ends in .png, .svg or .pdf")
     captioner = Captioner.load(model, encoder=encoder)
-    known = captioner.search
-    wanted = {"n_best": best, "beam_size": max(best, known.beam_size)}
-    captioner.search = known.model_copy(update=wanted)
+    captioner.search = viewing.widened(captioner.search, best)
     for line in viewing.view(image, captioner, out):
         logs.say(line)
 

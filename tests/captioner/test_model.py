@@ -139,6 +139,19 @@ def test_where_no_caption_has_a_probability_the_reason_is_named(made: CaptionMod
             made.caption(*features(2), search)
 
 
+@pytest.mark.parametrize("options", [SEARCH, Search(method="sample", beam_size=2, max_words=8)])
+def test_an_image_without_numbers_costs_the_others_nothing(
+    made: CaptionModel, options: Search
+) -> None:
+    embedding, tokens = features(6)
+    expected = [caption.text for caption in made.caption(embedding, tokens, options)]
+    embedding[2, 0] = np.nan
+    found = made.caption(embedding, tokens, options)
+    assert found.pop(2) is None
+    assert [caption.text for caption in found] == expected[:2] + expected[3:]
+    assert made.caption(embedding[2:3], tokens[2:3], options) == [None]
+
+
 def test_no_images_get_no_captions(made: CaptionModel) -> None:
     assert made.caption(*features(0), SEARCH) == []
 

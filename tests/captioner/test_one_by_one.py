@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from captioner import Captioner, manifest
-from captioner.config import JobConfig
+from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.model import CaptionModel
+from captioner.view import widened
 from jobs.cli import main
 from tests.runs import build_run
 
@@ -138,6 +139,13 @@ def test_view_tells_the_best_captions_and_draws_where_the_model_looked(
     assert last == f"attention: {out}"
     with Image.open(out) as figure:
         assert figure.width > 800
+
+
+def test_view_shows_so_many_whatever_the_groups_of_the_model() -> None:
+    assert widened(Search(beam_size=4, groups=2), 5).beam_size == 6
+    assert widened(Search(beam_size=9), 5).beam_size == 9
+    with pytest.raises(InputError, match="--best 0"):
+        widened(Search(), 0)
 
 
 def test_view_refuses_what_is_no_image_and_no_picture_format(

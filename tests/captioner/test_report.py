@@ -56,10 +56,15 @@ def run(finished: JobConfig, tmp_path: Path) -> JobConfig:
     root = Path(finished.run).parent
     shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html"))
     config = finished.model_copy(update={"run": str(tmp_path / "copy" / "run")})
-    rows = manifest.read(config.at("captions"))
-    moved = [uri.replace(str(root), str(tmp_path / "copy")) for uri in rows["uri"].to_pylist()]
-    column = rows.column_names.index("uri")
-    write_captions(config, rows.set_column(column, "uri", pa.array(moved)))
+    (file,) = manifest.files(config.at("manifest"))
+    for url, write in (
+        (config.at("captions"), write_captions),
+        (config.at("manifest"), lambda _, table: pq.write_table(table, file)),
+    ):
+        rows = manifest.read(url)
+        moved = [uri.replace(str(root), str(tmp_path / "copy")) for uri in rows["uri"].to_pylist()]
+        place = rows.column_names.index("uri")
+        write(config, rows.set_column(place, rows.schema.field(place), pa.array(moved)))
     return config
 
 
@@ -357,11 +362,39 @@ def test_images_that_cannot_be_read_have_a_placeholder(run: JobConfig) -> None:
     assert SCRIPT in page.sections["gallery"]
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_images_inside_shards_are_read_from_where_the_manifest_says(
+    run: JobConfig, tmp_path: Path, kind: str
+) -> None:
+    (file,) = manifest.files(run.at("manifest"))
+    rows = manifest.read(run.at("manifest")).to_pylist()
+    contents = [Path(row["uri"]).read_bytes() for row in rows]
+    shard = tmp_path / f"shard.{kind}"
+    if kind == "tar":
+        shard.write_bytes(b"head" + b"".join(contents))  # only offsets and sizes count here
+        offset = 4
+        for row, content in zip(rows, contents):
+            row |= {"uri": str(shard), "offset": offset, "size": len(content)}
+            offset += len(content)
+    else:
+        pq.write_table(pa.table({"image": contents}), shard, row_group_size=7)
+        for number, row in enumerate(rows):
+            row |= {"uri": str(shard), "row": number}
+    expected = written(run).pictures
+    pq.write_table(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), file)
+    captions = manifest.read(run.at("captions"))
+    place = captions.column_names.index("uri")
+    same = pa.array([str(shard)] * len(captions))
+    write_captions(run, captions.set_column(place, captions.schema.field(place), same))
+    assert written(run).pictures == expected
+
+
 def test_a_uri_of_an_unknown_kind_has_a_placeholder(run: JobConfig) -> None:
-    rows = manifest.read(run.at("captions"))
-    column = rows.column_names.index("uri")
+    (file,) = manifest.files(run.at("manifest"))
+    rows = manifest.read(run.at("manifest"))
+    place = rows.column_names.index("uri")
     uris = pa.array([f"no-such-protocol://{number}" for number in range(len(rows))])
-    write_captions(run, rows.set_column(column, "uri", uris))
+    pq.write_table(rows.set_column(place, rows.schema.field(place), uris), file)
     assert written(run).sections["gallery"].count("No picture InputError") == run.report.gallery
 
 

@@ -48,6 +48,15 @@ def test_coco_numbers_its_images(tmp_path: Path) -> None:
         ("r.jsonl", "[1]\n", r"row 1: expected an image and a caption by name, found \[1\]"),
         ("r.csv", "picture,caption\na.jpg,a dog\n", r"row 1: expected one of image_id, .*picture"),
         ("r.csv", "image,caption\n,a dog\n", r"row 1: names no image"),
+        ("r.csv", "image,caption\na.jpg,A dog, running\n", r"line 2: more values .* double quotes"),
+        (
+            "r.json",
+            '[{"image": "a", "caption": ["a dog"]}]',
+            r"row 1: expected a caption that is te",
+        ),
+        ("r.json", '[{"image": "a", "caption": NaN}]', r"row 1: expected a caption that is text"),
+        ("r.json", '[{"image": 4.5, "caption": "a dog"}]', r"row 1: names no image"),
+        ("r.parquet", "no table", r"r\.parquet: cannot be read as \.parquet"),
         ("r.txt", "", r"r\.txt: captions are read from \.parquet"),
     ],
 )
@@ -55,6 +64,18 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, mess
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         list(results.read(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
+def test_a_file_of_another_encoding_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes("image,caption\na.jpg,un caf\xe9\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"not in UTF-8"):
+        list(results.read(str(tmp_path / name)))
+
+
+def test_a_number_is_the_same_image_as_a_whole_float(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('[{"image_id": 42.0, "caption": "a dog"}]')
+    assert list(results.read(str(tmp_path / "r.json"))) == [("42", "a dog")]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ def test_on_a_terminal_one_line_moves(
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "16")  # of a line that wraps only the end would be cleared
     line = make("extract", 2)
     assert line.moves
     line.write(count(0))
@@ -170,8 +171,8 @@ def test_on_a_terminal_one_line_moves(
     line.write(count(2), "done")
     clear = "\r\x1b[2K"
     assert terminal.getvalue() == (
-        f"{clear}extract: 0/2 images"
-        f"{clear}a line of its own\n{clear}extract: 1/2 images"
+        f"{clear}extract: 0/2 im"
+        f"{clear}a line of its own\n{clear}extract: 1/2 im"
         f"{clear}extract: 2/2 images\n"
     )
 
