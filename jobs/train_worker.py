@@ -98,7 +98,8 @@ class Worker:
             rate, epochs = options.self_critical.learning_rate, options.self_critical.epochs
         elif isinstance(decoder, GPT2Decoder) and settings.pretrained is not None:
             decoder.load_pretrained(settings.pretrained)
-        steps = math.ceil(task.images / options.batch_size)  # of an epoch
+        together = self._part * self._workers * options.accumulate  # of one step
+        steps = math.ceil(task.images / together)  # of an epoch
         return Learner(
             decoder,
             options,
@@ -174,10 +175,15 @@ class Worker:
             learner.decoder, learner.model, batch, options, vocabulary, reward
         )
 
+    @property
+    def _part(self) -> int:
+        """Images of a batch that one worker holds at a time."""
+        return max(1, self._options.batch_size // (self._workers * self._options.accumulate))
+
     def _training_batches(self) -> Iterator[Batch]:
         options = self._options
         tables = ray.train.get_dataset_shard("train").iter_batches(
-            batch_size=max(1, options.batch_size // (self._workers * options.accumulate)),
+            batch_size=self._part,
             batch_format="pyarrow",
             local_shuffle_buffer_size=options.shuffle_buffer,
             local_shuffle_seed=options.seed + self.progress.epoch,

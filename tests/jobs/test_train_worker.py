@@ -12,6 +12,7 @@ import ray
 from captioner.training.learner import Learner, Totals
 from captioner.training.objective import cross_entropy
 from captioner.training.progress import Progress
+from jobs import train_worker
 from jobs.train_worker import Worker
 from tests.captioner.training.data import make_batch, make_decoder, options
 
@@ -50,3 +51,25 @@ def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
     assert saved == [(2, seen, 3), (4, seen * 3, 9), (None, [], 0)]
     assert worker.progress.history[0]["images"] == 9
     assert worker.progress.totals == Totals()
+
+
+@pytest.mark.parametrize(
+    ("workers", "accumulate", "steps"), [(1, 1, 188), (2, 2, 188), (1, 20, 300), (3, 1, 200)]
+)
+def test_the_learning_rate_falls_over_as_many_steps_as_there_are(
+    monkeypatch: pytest.MonkeyPatch, workers: int, accumulate: int, steps: int
+) -> None:
+    """A batch of 32 is one of 20 in twenty parts, and of 30 for three workers."""
+    planned: list[int] = []
+    monkeypatch.setattr(train_worker, "Learner", lambda *_, steps, **__: planned.append(steps))
+    monkeypatch.setattr(train_worker, "DistributedDataParallel", lambda decoder: decoder)
+    monkeypatch.setattr(train_worker.decoders, "build", lambda *_: make_decoder())
+    worker: Any = object.__new__(Worker)
+    worker._options = options(batch_size=32, accumulate=accumulate, epochs=1)
+    worker._workers, worker._device = workers, "cpu"
+    config = SimpleNamespace(decoder=None)
+    worker._task = SimpleNamespace(
+        config=config, identity=None, images=6000, vocabulary=[], language_model=None
+    )
+    worker._new_learner("cross_entropy")
+    assert planned == [steps]
