@@ -9,6 +9,7 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -45,33 +46,77 @@ def path_of(image_id: str) -> PurePosixPath:
     return PurePosixPath(*(kept or ["_"]))
 
 
-def stem_hashes(image_ids: Sequence[str]) -> NDArray[np.uint64]:
-    """``(images,)``: the same for images that differ in nothing but the end of their names."""
-    stems = (str(path_of(image_id).with_suffix("")).encode() for image_id in image_ids)
-    return np.array([zlib.crc32(s) << 32 | zlib.adler32(s) for s in stems], np.uint64)
+@dataclass(frozen=True)
+class SidecarNames:
+    """Which text file is whose: ``2024/cat.jpg`` -> ``2024/cat.txt``; or ``2024/cat.jpg.txt`` where
+    another image would have the same."""
+
+    stems: NDArray[np.uint64]  # hashes, sorted: of the captioned images' names without their end
+    shared: NDArray[np.uint64]  # those of them that are not of one image alone
+
+    @classmethod
+    def of(cls, image_ids: Iterable[Sequence[str]]) -> SidecarNames:
+        """``image_ids``: of all captioned images, a batch at a time."""
+        hashes = [
+            (_hashes(map(_stem, some)), _hashes(str(path_of(name)) for name in some))
+            for some in image_ids
+        ]
+        nothing = np.empty(0, np.uint64)
+        stems = np.concatenate([nothing, *(found for found, _ in hashes)])
+        names = np.concatenate([nothing, *(found for _, found in hashes)])
+        unique, counts = np.unique(stems, return_counts=True)
+        # The text file of cat.jpg.png must not be that of a cat.jpg beside a cat.png.
+        return cls(unique, unique[(counts > 1) | np.isin(unique, names)])
+
+    @property
+    def version(self) -> int:
+        """Another where an image that has not changed may have another text file now."""
+        return zlib.crc32(self.shared.tobytes())
+
+    def name(self, image_id: str) -> str:
+        return _full(image_id) if _is_in(self.shared, _stem(image_id)) else _plain(image_id)
+
+    def left_by(self, image_id: str) -> list[str]:
+        """What an image that has no caption any more may have left, and is no other's."""
+        free = not _is_in(self.stems, _stem(image_id))
+        return [_full(image_id), _plain(image_id)] if free else [_full(image_id)]
 
 
-def sidecar_of(image_id: str, shared: NDArray[np.uint64]) -> str:
-    """``2024/cat.jpg`` -> ``2024/cat.txt``; or ``2024/cat.jpg.txt`` where the hash of its stem is
-    ``shared`` (sorted) with another image."""
-    path, (stem,) = path_of(image_id), stem_hashes([image_id])
-    place = np.searchsorted(shared, stem)
-    if place < len(shared) and shared[place] == stem:
-        return f"{path}.txt"
-    return str(path.with_suffix(".txt"))
+def _stem(image_id: str) -> str:
+    return str(path_of(image_id).with_suffix(""))
 
 
-def write_sidecars(rows: pa.Table, out: str, shared: NDArray[np.uint64]) -> int:
+def _plain(image_id: str) -> str:
+    return str(path_of(image_id).with_suffix(".txt"))
+
+
+def _full(image_id: str) -> str:
+    return f"{path_of(image_id)}.txt"
+
+
+def _hashes(names: Iterable[str]) -> NDArray[np.uint64]:
+    encoded = (name.encode() for name in names)
+    return np.array([zlib.crc32(n) << 32 | zlib.adler32(n) for n in encoded], np.uint64)
+
+
+def _is_in(hashes: NDArray[np.uint64], name: str) -> bool:
+    (wanted,) = _hashes([name])
+    place = int(np.searchsorted(hashes, wanted))
+    return place < len(hashes) and bool(hashes[place] == wanted)
+
+
+def write_sidecars(rows: pa.Table, out: str, names: SidecarNames) -> int:
     """Write every caption into a text file of its own, and return how many there are. Images
     without a caption have none, and lose one that was there."""
     written = 0
     for image_id, caption in zip(rows["image_id"].to_pylist(), rows["caption"].to_pylist()):
-        url = storage.join(out, sidecar_of(image_id, shared))
         if caption is not None:
-            storage.write_text(url, caption + "\n")
+            storage.write_text(storage.join(out, names.name(image_id)), caption + "\n")
             written += 1
-        elif storage.exists(url):
-            storage.remove(url)
+            continue
+        for url in (storage.join(out, name) for name in names.left_by(image_id)):
+            if storage.exists(url):
+                storage.remove(url)
     return written
 
 

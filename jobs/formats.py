@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
 from captioner import caption_files, manifest, storage
+from captioner.caption_files import SidecarNames
 from captioner.config import JobConfig
 from captioner.reading import read_images
 from jobs.outputs import FORMATS, version
@@ -56,36 +56,38 @@ def _text(config: JobConfig, target: str, header: str, lines: Any) -> int:
     return count
 
 
-def _batches(config: JobConfig, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    batches = manifest.dataset(config.at("captions")).to_batches(columns=columns, batch_size=_ROWS)
+def _batches(config: JobConfig) -> Iterator[pa.Table]:
+    batches = manifest.dataset(config.at("captions")).to_batches(batch_size=_ROWS)
     return (pa.Table.from_batches([batch]) for batch in batches)
 
 
 def _sidecars(config: JobConfig, target: str) -> int:
-    """In a task a shard, those of rows that no earlier call has written."""
+    """In a task a shard, those of rows that no earlier call has written; all anew where an image
+    may now have another text file."""
     summary, captions = storage.read_summary(target), storage.read_summary(config.at("captions"))
     assert captions is not None
-    same = summary is not None and summary.get("manifest") == captions.get("manifest")
+    captioned = manifest.dataset(config.at("captions")).to_batches(
+        columns=["image_id"], filter=pc.field("caption").is_valid(), batch_size=_ROWS
+    )
+    names = SidecarNames.of(batch["image_id"].to_pylist() for batch in captioned)
+    of_these = {"manifest": captions.get("manifest"), "names": names.version}
+    same = summary is not None and all(summary.get(key) == of_these[key] for key in of_these)
     after = summary["serial"] if summary and same else -1
-    hashes = [
-        caption_files.stem_hashes(rows["image_id"].to_pylist())
-        for rows in _batches(config, ["image_id"])
-    ]
-    stems, counts = np.unique(np.concatenate([*hashes, np.empty(0, np.uint64)]), return_counts=True)
-    shared = ray.put(stems[counts > 1])
-    files = manifest.files(config.at("captions"))
+    if not same:
+        storage.remove(target)
+    shared, files = ray.put(names), manifest.files(config.at("captions"))
     written = sum(ray.get([_sidecars_of.remote(file, target, shared, after) for file in files]))
-    storage.write_summary(target, {name: captions.get(name) for name in ("manifest", "serial")})
+    storage.write_summary(target, {**of_these, "serial": captions.get("serial")})
     return int(written)
 
 
 @ray.remote
 @redacting
-def _sidecars_of(file: str, target: str, shared: Any, after: int) -> int:
+def _sidecars_of(file: str, target: str, names: SidecarNames, after: int) -> int:
     with storage.parquet(file) as parquet:
         rows = parquet.read(["image_id", "serial", "caption"])
     new = rows.filter(pc.greater(rows["serial"], after))
-    return caption_files.write_sidecars(new, target, shared)
+    return caption_files.write_sidecars(new, target, names)
 
 
 def _webdataset(config: JobConfig, target: str) -> int:

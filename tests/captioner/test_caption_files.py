@@ -5,12 +5,12 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import webdataset
 
 from captioner import caption_files, storage
+from captioner.caption_files import SidecarNames
 from captioner.reading import Unreadable
 from tests.s3 import BUCKET, Door
 
@@ -57,16 +57,17 @@ def test_no_image_id_leads_out_of_a_directory(image_id: str, path: str) -> None:
     assert str(caption_files.path_of(image_id)) == path
 
 
-def shared_of(rows: pa.Table) -> np.ndarray:
-    hashes = caption_files.stem_hashes(rows["image_id"].to_pylist())
-    stems, counts = np.unique(hashes, return_counts=True)
-    return stems[counts > 1]
+def names_of(rows: pa.Table) -> SidecarNames:
+    return SidecarNames.of([rows.filter(rows["caption"].is_valid())["image_id"].to_pylist()])
+
+
+def texts_in(directory: Path) -> dict[str, str]:
+    return {str(p.relative_to(directory)): p.read_text() for p in directory.rglob("*.txt")}
 
 
 def test_sidecars_stand_as_the_images_do_and_none_takes_anothers_place(tmp_path: Path) -> None:
-    assert caption_files.write_sidecars(ROWS, str(tmp_path), shared_of(ROWS)) == 3
-    found = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*.txt")}
-    assert found == {
+    assert caption_files.write_sidecars(ROWS, str(tmp_path), names_of(ROWS)) == 3
+    assert texts_in(tmp_path) == {
         "2024/cat.jpg.txt": 'a "cat", asleep\n',
         "2024/cat.png.txt": "another cat\nin two lines\n",
         "dog.final.txt": "ein Hund läuft\n",
@@ -75,8 +76,29 @@ def test_sidecars_stand_as_the_images_do_and_none_takes_anothers_place(tmp_path:
 
 def test_an_image_that_has_no_caption_any_more_loses_its_sidecar(tmp_path: Path) -> None:
     (tmp_path / "broken.txt").write_text("what it was\n")
-    caption_files.write_sidecars(ROWS, str(tmp_path), shared_of(ROWS))
+    caption_files.write_sidecars(ROWS, str(tmp_path), names_of(ROWS))
     assert not (tmp_path / "broken.txt").exists()
+
+
+def test_an_image_that_takes_the_place_of_another_takes_its_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("of a.jpg\n")
+    rows = pa.table({"image_id": ["a.png", "a.jpg"], "caption": ["a dog", None]})
+    for some in (rows, rows.slice(1), rows.slice(0, 1)):  # of several shards, in any order
+        caption_files.write_sidecars(some, str(tmp_path), names_of(rows))
+    assert texts_in(tmp_path) == {"a.txt": "a dog\n"}
+
+
+def test_no_sidecar_is_of_two_images(tmp_path: Path) -> None:
+    ids = ["cat.jpg", "cat.png", "cat.jpg.png", "bare", "bare.jpg"]
+    rows = pa.table({"image_id": ids, "caption": ids})
+    assert caption_files.write_sidecars(rows, str(tmp_path), names_of(rows)) == 5
+    assert texts_in(tmp_path) == {
+        "cat.jpg.txt": "cat.jpg\n",
+        "cat.png.txt": "cat.png\n",
+        "cat.jpg.png.txt": "cat.jpg.png\n",
+        "bare.txt": "bare\n",
+        "bare.jpg.txt": "bare.jpg\n",
+    }
 
 
 @pytest.mark.parametrize("place", ["local", "memory"])

@@ -22,10 +22,11 @@ def config(tmp_path: Path) -> JobConfig:
     return config
 
 
-def caption(config: JobConfig, text: str, serial: int = 2) -> None:
+def caption(config: JobConfig, text: str, serial: int = 2, more: tuple[str, ...] = ()) -> None:
+    names = [*(f"{n}.jpg" for n in range(3)), *more]
     rows = [
-        {"image_id": f"{n}.jpg", "serial": serial - 2 + n, "uri": f"/{n}.jpg", "caption": text}
-        for n in range(3)
+        {"image_id": name, "serial": serial - 2 + n, "uri": f"/{name}", "caption": text}
+        for n, name in enumerate(names)
     ]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     storage.write_table(config.at("captions", "one.parquet"), table)
@@ -57,3 +58,14 @@ def test_what_was_killed_before_or_while_it_wrote_is_written_the_next_time(
     assert [line.split(":")[0] for line in formats.write(config)] == ["sidecar"]
     texts = [path.read_text() for path in sorted(Path(config.at("sidecar")).glob("*.txt"))]
     assert texts == ["a cat\n"] * 3
+
+
+def test_sidecars_are_written_anew_where_a_new_image_would_have_the_same(
+    config: JobConfig, cluster: str
+) -> None:
+    formats.write(config)
+    caption(config, "a dog", serial=3, more=("1.png",))
+    # Not new, but another image has come beside it; a task would not look at its row again.
+    formats.write(config)
+    names = sorted(path.name for path in Path(config.at("sidecar")).glob("*.txt"))
+    assert names == ["0.txt", "1.jpg.txt", "1.png.txt", "2.txt"]
