@@ -114,9 +114,8 @@ def write_sidecars(rows: pa.Table, out: str, names: SidecarNames) -> int:
             storage.write_text(storage.join(out, names.name(image_id)), caption + "\n")
             written += 1
             continue
-        for url in (storage.join(out, name) for name in names.left_by(image_id)):
-            if storage.exists(url):
-                storage.remove(url)
+        for name in names.left_by(image_id):
+            storage.remove(storage.join(out, name))
     return written
 
 

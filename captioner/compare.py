@@ -19,6 +19,7 @@ from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.metrics.bootstrap import interval
+from captioner.reading import Bytes
 
 EXAMPLES = 12  # images of either kind
 _OF_THE_TOWER = ("clip_score", "ref_clip_score")
@@ -253,13 +254,14 @@ def _examples(comparison: Comparison) -> tuple[list[Example], list[Example]]:
     order = np.argsort(-gains, kind="stable")
     up = [int(place) for place in order[:EXAMPLES] if gains[place] > 0]
     down = [int(place) for place in order[::-1][:EXAMPLES] if gains[place] < 0]
-    return [_example(comparison, n) for n in up], [_example(comparison, n) for n in down]
+    images = page.images_of(first.config, first.captions.take(pa.array([*up, *down], pa.int64())))
+    examples = [_example(comparison, n, data) for n, data in zip([*up, *down], images)]
+    return examples[: len(up)], examples[len(up) :]
 
 
-def _example(comparison: Comparison, number: int) -> Example:
+def _example(comparison: Comparison, number: int, data: Bytes) -> Example:
     run = comparison.first
-    rows = run.captions.slice(number, 1)
-    (row,), (data,) = rows.to_pylist(), page.images_of(run.config, rows)
+    (row,) = run.captions.slice(number, 1).to_pylist()
     decoded = page.decoded(data, page.THUMBNAIL, run.config)
     return Example(
         image_id=row["image_id"],

@@ -98,7 +98,7 @@ class CaptionModel:
         tokens: np.ndarray[Any, Any] | None,
         search: Search,
         image_ids: Sequence[str] | None = None,
-    ) -> list[Caption | None]:
+    ) -> Sequence[Caption | None]:
         """Caption images by their features; None where these are no numbers (``NO_NUMBERS``).
 
         Args:
@@ -125,7 +125,7 @@ class CaptionModel:
             known = [name for name, kept in zip(ids, good) if kept]
             found = iter(self.caption(embedding[good], some, search, known))
             return [next(found) if kept else None for kept in good]
-        return [*captions_of(hypotheses, search, self.vocabulary.decode, self.vocabulary.said)]
+        return captions_of(hypotheses, search, self.vocabulary.decode, self.vocabulary.said)
 
     @torch.inference_mode()
     def attention(

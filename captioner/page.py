@@ -22,7 +22,7 @@ from PIL import Image
 from captioner import manifest, redaction, storage
 from captioner.config import JobConfig
 from captioner.images import Decoded, Preprocessing, decode
-from captioner.reading import Bytes, Unreadable, read_images
+from captioner.reading import PLACE, Bytes, Unreadable, read_images
 
 SIDE = 320  # of a thumbnail, in pixels
 THUMBNAIL = Preprocessing(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, resize_mode="longest")
@@ -63,20 +63,16 @@ def rows_of(url: str, image_ids: Iterable[str], columns: Sequence[str]) -> pa.Ta
     return pa.concat_tables(parts) if parts else dataset.schema.empty_table()
 
 
-_PLACES = pa.schema(
-    manifest.SCHEMA.field(name) for name in ("uri", "offset", "row", "size", "deleted")
-)
-
-
 def images_of(config: JobConfig, rows: pa.Table) -> Iterator[Bytes]:
     """The bytes of each row's image. Where they are (in a tar or Parquet shard, behind a signature)
     the manifest knows; results name a file alone."""
     ids, known, url = rows["image_id"].to_pylist(), {}, config.at("manifest")
     if storage.exists(url):
-        found = rows_of(url, ids, ["image_id", *_PLACES.names])
+        found = rows_of(url, ids, ["image_id", *PLACE])
         known = {row.pop("image_id"): row for row in found.to_pylist()}
     places = [known.get(name, {"uri": uri}) for name, uri in zip(ids, rows["uri"].to_pylist())]
-    table = pa.Table.from_pylist(places, schema=_PLACES)
+    schema = pa.schema(manifest.SCHEMA.field(name) for name in PLACE)
+    table = pa.Table.from_pylist(places, schema=schema)
     images = read_images(table, config.image.max_bytes, config.source.image_column)
     for place in range(len(ids)):
         try:

@@ -34,6 +34,9 @@ _STREAM = {"block_size": 0, "size": 1}
 # Not of one file: too many are open, a network disk or memory fails.
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO, errno.ENOMEM)
 
+# The columns of the rows that ``read_images`` takes.
+PLACE = ("uri", "offset", "row", "size", "deleted")
+
 T = TypeVar("T")
 
 

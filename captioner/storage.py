@@ -151,7 +151,7 @@ def files(url: str, start: str) -> list[str]:
 
 
 def remove(url: str) -> None:
-    """Delete a directory with all that is in it; a missing one is fine."""
+    """Delete a file, or a directory with all that is in it; a missing one is fine."""
     fs, path = filesystem(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)

@@ -110,7 +110,7 @@ def _caption(
     """``model_bytes``: None of a foreign model, which may be too large for several on a node."""
     target, size = config.at("captions"), config.caption.rows_per_file
     foreign = model_bytes is None
-    batches = stream.pending(rows, target) // searched_together(config, on_gpu=False)
+    batches = stream.count_pending(rows, target) // searched_together(config, on_gpu=False)
     pool = session.encoders(config, 0 if foreign else batches, model_bytes or 0)
     batch_size = searched_together(config, pool.gpus > 0, foreign)
 
@@ -147,9 +147,7 @@ class CaptionFeatures:
         with telling(self._tally):
             found = iter(self._model.caption(embedding, tokens, self._search, ids))
         captions = [next(found) if ok else None for ok in valid]
-        rows = with_reasons(rows, captions)
-        self._reporter.add(len(rows), blocks.errors_of(rows), began)
-        return caption_rows(rows, captions)
+        return _reported(rows, captions, self._reporter, began)
 
 
 class CaptionImages:
@@ -175,9 +173,15 @@ class CaptionImages:
         with telling(self._tally):
             found = iter(self._backend.caption(pixels, self._search, ids))
         captions = [next(found) if ok else None for ok in valid]
-        rows = with_reasons(rows, captions)
-        self._reporter.add(len(rows), blocks.errors_of(rows), began)
-        return caption_rows(rows, captions)
+        return _reported(rows, captions, self._reporter, began)
+
+
+def _reported(
+    rows: pa.Table, captions: Sequence[Caption | None], reporter: Reporter, began: float
+) -> pa.Table:
+    rows = with_reasons(rows, captions)
+    reporter.add(len(rows), blocks.errors_of(rows), began)
+    return caption_rows(rows, captions)
 
 
 def with_reasons(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:

@@ -45,7 +45,7 @@ def extract(config: JobConfig) -> dict[str, Any]:
     session.begin(config)
     rows, target = table_rows.Input(config.at("manifest"), COLUMNS), config.at("features")
     batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
-    batches = stream.pending(rows, target) // batch_size
+    batches = stream.count_pending(rows, target) // batch_size
     pool = session.encoders(config, batches, precision.bytes_of(tower.visual))
     schema = features.schema(identity, views.suffixes(config.features))
     weights = ray.put(tower)  # Ray brings them to each node once

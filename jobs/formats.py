@@ -12,13 +12,12 @@ import ray
 from captioner import caption_files, manifest, storage
 from captioner.caption_files import SidecarNames
 from captioner.config import JobConfig
-from captioner.reading import read_images
+from captioner.reading import PLACE, read_images
 from jobs.outputs import FORMATS, version
 from jobs.tasks import redacting
 
 _WRITTEN = "_formats.json"  # of which captions each form is: one that was killed is done again
 _ROWS = 10_000
-_IMAGE_COLUMNS = ["serial", "uri", "offset", "row", "size", "deleted"]
 
 
 def write(config: JobConfig) -> list[str]:
@@ -56,8 +55,8 @@ def _text(config: JobConfig, target: str, header: str, lines: Any) -> int:
     return count
 
 
-def _batches(config: JobConfig) -> Iterator[pa.Table]:
-    batches = manifest.dataset(config.at("captions")).to_batches(batch_size=_ROWS)
+def _batches(config: JobConfig, **which: Any) -> Iterator[pa.Table]:
+    batches = manifest.dataset(config.at("captions")).to_batches(batch_size=_ROWS, **which)
     return (pa.Table.from_batches([batch]) for batch in batches)
 
 
@@ -66,13 +65,11 @@ def _sidecars(config: JobConfig, target: str) -> int:
     may now have another text file."""
     summary, captions = storage.read_summary(target), storage.read_summary(config.at("captions"))
     assert captions is not None
-    captioned = manifest.dataset(config.at("captions")).to_batches(
-        columns=["image_id"], filter=pc.field("caption").is_valid(), batch_size=_ROWS
-    )
-    names = SidecarNames.of(batch["image_id"].to_pylist() for batch in captioned)
+    captioned = _batches(config, columns=["image_id"], filter=pc.field("caption").is_valid())
+    names = SidecarNames.of(rows["image_id"].to_pylist() for rows in captioned)
     of_these = {"manifest": captions.get("manifest"), "names": names.version}
-    same = summary is not None and all(summary.get(key) == of_these[key] for key in of_these)
-    after = summary["serial"] if summary and same else -1
+    same = summary is not None and summary.items() >= of_these.items()
+    after = summary["serial"] if same else -1
     if not same:
         storage.remove(target)
     shared, files = ray.put(names), manifest.files(config.at("captions"))
@@ -110,7 +107,7 @@ def _tar_of(file: str, target: str, number: int, config: JobConfig) -> int:
     serials = pc.min_max(rows["serial"]).as_py()
     between = (pc.field("serial") >= serials["min"]) & (pc.field("serial") <= serials["max"])
     dataset = manifest.dataset(config.at("manifest"))
-    known = dataset.to_table(columns=_IMAGE_COLUMNS, filter=between)
+    known = dataset.to_table(columns=["serial", *PLACE], filter=between)
     places = pc.index_in(rows["serial"], value_set=known["serial"].combine_chunks())
     wanted = known.take(places)
     images = read_images(wanted, config.image.max_bytes, config.source.image_column)

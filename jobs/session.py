@@ -167,11 +167,11 @@ def encoders(config: JobConfig, batches: int = 0, model_bytes: int = 0) -> Worke
             memory=_ENCODER_BYTES,
         )
     else:
-        nodes = [node for node in _nodes() if node["CPU"]]
-        if count is None and most is None:
-            fitting = [encoders_of(node, batches // len(nodes), model_bytes) for node in nodes]
-            count = len(nodes) * min(fitting, default=1)
-        count = count or max(1, len(nodes))
+        nodes, on_each = _nodes_with_cpus(), 1
+        if most is None:
+            share = batches // len(nodes)
+            on_each = min(encoders_of(node, share, model_bytes) for node in nodes)
+        count = count or len(nodes) * on_each
         cpus = _share_of_a_node(count, _SPARE_CPUS)
         workers = Workers(count, cpus, 0, most, memory=_ENCODER_BYTES)
     require(workers, _SPARE_CPUS, config)
@@ -212,15 +212,16 @@ def trainers(config: JobConfig) -> Workers:
     return workers
 
 
-def _cpus_of_nodes() -> list[float]:
-    return [node["CPU"] for node in _nodes() if node["CPU"]] or [0]
+def _nodes_with_cpus() -> list[dict[str, float]]:
+    """At least one: where there is none yet, one of nothing."""
+    return [node for node in _nodes() if node["CPU"]] or [{"CPU": 0, "GPU": 0, "memory": 0}]
 
 
 def _share_of_a_node(count: int, spare: int) -> int:
     """CPUs of each of so many workers, spread over nodes of which they leave ``spare`` CPUs."""
-    nodes = _cpus_of_nodes()
+    nodes = _nodes_with_cpus()
     on_each = math.ceil(count / len(nodes))
-    return max(1, int(min(nodes) - spare) // on_each)
+    return max(1, int(min(node["CPU"] for node in nodes) - spare) // on_each)
 
 
 def require(workers: Workers, spare: int, config: JobConfig) -> None:

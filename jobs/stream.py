@@ -68,7 +68,7 @@ def run(
             f"{target}: these rows are of another manifest, which is gone. `captioner run --redo "
             f"{what}` makes them anew"
         )
-    after = before["serial"] if before else -1
+    after = _done_up_to(before)
     if before and after == of["serial"]:
         storage.remove(checkpoints)  # left by a crash at the very end
         return {**before, "new_rows": 0}
@@ -116,10 +116,14 @@ def run(
     return summary
 
 
-def pending(rows: Input, target: str) -> int:
+def count_pending(rows: Input, target: str) -> int:
     """How many rows ``run`` would make results of, but for what a broken off run has written."""
-    before = storage.read_summary(target)
-    return manifest.count(rows.url, rows.splits, before["serial"] if before else -1)
+    return manifest.count(rows.url, rows.splits, _done_up_to(storage.read_summary(target)))
+
+
+def _done_up_to(summary: dict[str, Any] | None) -> int:
+    """The last serial whose result is written, or -1."""
+    return summary["serial"] if summary else -1
 
 
 def _steady_rate(first: tuple[float, int] | None, rows: int) -> float | None:

@@ -53,9 +53,7 @@ def shards(url: str, columns: list[str]) -> Dataset:
     return dataset.select_columns(columns)
 
 
-def rows_per_block(
-    url: str, config: JobConfig, batch_size: int, rows: int = 0, actors: int = 1
-) -> int:
+def rows_per_block(url: str, config: JobConfig, batch_size: int, rows: int, actors: int) -> int:
     """As many as the configuration says, but fewer where several ``actors`` share ``rows``: each
     gets some blocks, or the last ones would leave all but one idle. At least as many as are read
     together: of the images of a Parquet row group, to read some is to read all."""

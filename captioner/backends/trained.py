@@ -52,7 +52,7 @@ class TrainedCaptioner:
 
     def caption(
         self, pixels: Pixels, search: Search, image_ids: Sequence[str]
-    ) -> list[Caption | None]:
+    ) -> Sequence[Caption | None]:
         embedding, tokens = self._encoder.encode(pixels)
         return self._model.caption(
             embedding.numpy(), None if tokens is None else tokens.numpy(), search, image_ids
