@@ -289,8 +289,7 @@ class Train(Section):
     """Epochs without a better one after which training stops."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = None
     accumulate: Positive = 1
-    """Cut every batch into so many parts, for less memory; the step is nearly the same: each part
-    counts alike, however many words it has."""
+    """Cut every batch into so many parts, for less memory; the step is the same."""
     precision: Precision = "auto"
     """Of the products; weights and sums stay float32."""
     checkpoint_steps: Positive | None = None

@@ -63,6 +63,7 @@ class Learner:
         self._dtype = precision.choose(options.precision, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self._waiting = 0  # batches whose gradients no step has used yet
+        self._count = 0  # what their losses are means of
 
     @property
     def kept(self) -> nn.Module:
@@ -82,34 +83,48 @@ class Learner:
         return precision.autocast(next(self.decoder.parameters()).device, self._dtype)
 
     def learn(self, objective: Callable[[], Loss], idle: bool = False, last: bool = False) -> Loss:
-        """One batch; every ``accumulate`` of them, and after the ``last`` of an epoch, a step. An
-        idle one counts for nothing."""
+        """One batch; every ``accumulate`` of them, and after the ``last`` of an epoch, a step on the
+        mean of all their words, however they are spread over batches and workers. An idle one
+        counts for nothing."""
         last = last or self._waiting + 1 == self._options.accumulate
         alone = contextlib.nullcontext() if last or self.model is self.decoder else self._no_sync()
         with alone:
             with self.mixed_precision():
                 loss = objective()
-            share = 0.0 if idle else 1.0 / self._options.accumulate
-            scaled: Tensor = self._scaler.scale(loss.objective * share)
-            scaled.backward()  # type: ignore[no-untyped-call]
+            count = 0 if idle else loss.count
+            summed: Tensor = self._scaler.scale(loss.objective * count)
+            summed.backward()  # type: ignore[no-untyped-call]
         self._waiting += 1
+        self._count += count
         if last:
             self.step()
         return loss
 
     def step(self) -> None:
         """Use the gradients."""
+        self._scaler.unscale_(self._optimizer)
+        self._divide()
         if self._options.gradient_clip is not None:
-            self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.decoder.parameters(), self._options.gradient_clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         self._schedule.step()
-        self._waiting = 0
+        self._waiting = self._count = 0
         self.steps += 1
         if self._average is not None:
             self._average.update_parameters(self.decoder)
+
+    def _divide(self) -> None:
+        """Gradients of sums -> those of the mean over all workers."""
+        device = next(self.decoder.parameters()).device
+        count = torch.tensor(float(self._count), device=device)
+        if torch.distributed.is_initialized():
+            # Workers' gradients are averages over workers; so must be what they are divided by.
+            torch.distributed.all_reduce(count)
+            count /= torch.distributed.get_world_size()
+        gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, count.clamp(min=1e-6))  # all may be idle
 
     def state(self) -> dict[str, Any]:
         """All but the decoder's own weights."""

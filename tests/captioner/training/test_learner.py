@@ -5,6 +5,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,19 @@ from torch import nn
 
 from captioner.config import Train
 from captioner.decoders.lstm import LSTMDecoder
-from captioner.training.batches import Batch
+from captioner.training.batches import Batch, collate
 from captioner.training.learner import Learner, Totals, train_epoch, validate
 from captioner.training.objective import Loss, cross_entropy
 from captioner.training.scoring import Scorer, scores
-from tests.captioner.training.data import CAPTIONS, VOCABULARY, make_batch, make_decoder, options
+from tests.captioner.training.data import (
+    CAPTIONS,
+    CPU,
+    VOCABULARY,
+    feature_rows,
+    make_batch,
+    make_decoder,
+    options,
+)
 
 
 def make_learner(decoder: LSTMDecoder | None = None, rate: float = 1e-2, **changes: Any) -> Learner:
@@ -53,16 +62,24 @@ def test_a_step_is_adams_on_the_mean_loss_of_a_batchs_words() -> None:
         torch.testing.assert_close(new, expected)
 
 
-def test_accumulated_batches_make_one_step() -> None:
-    halves = make_batch(CAPTIONS[:1]), make_batch(CAPTIONS[:1])
+def test_parts_of_a_batch_make_the_same_step_however_many_words_they_have() -> None:
     whole, parts = make_learner(), make_learner(accumulate=2)
-    train(whole, halves[0])
-    train(parts, *halves)
+    halves = feature_rows().slice(0, 1), feature_rows().slice(1)
+    train(whole, make_batch())
+    train(parts, *(collate(rows, VOCABULARY, options(), CPU) for rows in halves))
     assert (whole.steps, parts.steps) == (1, 1)
     for one, other in zip(whole.decoder.parameters(), parts.decoder.parameters()):
         torch.testing.assert_close(one, other)
-    train(parts, halves[0])  # an epoch that ends in the middle of a step
-    assert parts.steps == 2
+
+
+def test_the_last_step_of_an_epoch_is_a_whole_one_of_fewer_batches() -> None:
+    alone, parts = make_learner(), make_learner(accumulate=4)
+    for learner in (alone, parts):
+        learner._optimizer = torch.optim.SGD(learner.decoder.parameters(), lr=1.0)
+        train(learner, make_batch())
+    assert parts.steps == 1
+    for one, other in zip(alone.decoder.parameters(), parts.decoder.parameters()):
+        torch.testing.assert_close(one, other)
 
 
 def test_an_idle_batch_changes_nothing() -> None:
@@ -255,3 +272,29 @@ def test_a_loss_that_is_not_a_number_is_written_down() -> None:
     totals = Totals()
     totals.add(Loss(torch.tensor(math.nan), math.nan, 1), make_batch())
     assert math.isnan(totals.mean)
+
+
+def learn_as_one_of_two(rank: int, store: str, out: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    rows = feature_rows().slice(0, 1) if rank == 0 else feature_rows().slice(1)
+    decoder = make_decoder()
+    parallel = nn.parallel.DistributedDataParallel(decoder)
+    learner = Learner(decoder, options(), 1e-2, steps=10, parallel=parallel)
+    train(learner, collate(rows, VOCABULARY, options(), CPU))
+    if rank == 0:
+        torch.save(decoder.state_dict(), out)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_make_the_step_of_one_however_their_words_are_shared_out(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "decoder.pt"
+    torch.multiprocessing.spawn(learn_as_one_of_two, (str(tmp_path / "store"), str(out)), nprocs=2)
+    together = torch.load(out, weights_only=True)
+    alone = make_learner()
+    train(alone, make_batch())
+    for name, value in alone.decoder.state_dict().items():
+        torch.testing.assert_close(together[name], value)
