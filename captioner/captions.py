@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from captioner.errors import InputError
 Format = Literal["auto", "csv", "karpathy", "coco"]
 # Karpathy's "restval" is the rest of COCO's validation images, which everyone trains on.
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+_COCO_2017 = re.compile(r"(?=\d{12}\.)0*(\d+)\.")
 _HALF = re.compile(r"(?<![a-z])(train|val|test)20\d\d")
 
 
@@ -131,14 +133,20 @@ def _read_coco(document: Any) -> CaptionFile:
 
 
 class Names:
-    """Finds the row of an annotation file for an image, by relative path, else by file name.
+    """Finds the row of an annotation file for an image, by relative path, else by file name, else
+    by COCO's number.
 
-    Annotation files often give bare file names while the images stand in folders.
+    Annotation files often give bare file names while the images stand in folders. Those of COCO
+    2014 name its images ``COCO_val2014_000000000042.jpg``, which in 2017 are ``000000000042.jpg``.
     """
 
-    def __init__(self, names: list[str], origin: str) -> None:
+    def __init__(
+        self, names: list[str], origin: str, numbers: Mapping[str, str] | None = None
+    ) -> None:
+        """``numbers``: COCO's number of an image -> its name."""
         self._origin = origin
         self._names = set(names)
+        self._numbers = numbers or {}
         self._by_file_name: dict[str, list[str]] = defaultdict(list)
         for name in names:
             self._by_file_name[name.rpartition("/")[2]].append(name)
@@ -152,8 +160,11 @@ class Names:
         """
         name = image_id if image_id in self._names else None
         if name is None:
-            candidates = self._by_file_name.get(image_id.rpartition("/")[2], [])
+            file_name = image_id.rpartition("/")[2]
+            candidates = self._by_file_name.get(file_name, [])
             name = candidates[0] if len(candidates) == 1 else None
+            if not candidates and (number := _COCO_2017.match(file_name)):
+                name = self._numbers.get(number[1])
         if name is not None and self._user.setdefault(name, image_id) != image_id:
             raise InputError(
                 f"{self._origin}: `{name}` stands for both {self._user[name]} and {image_id}; "
@@ -189,6 +200,7 @@ class Splitter:
     def __init__(self, options: Split, file: CaptionFile | None) -> None:
         self._options = options
         listed: dict[str, str] = {}
+        numbers: dict[str, str] = {}
         for split, url in options.lists.items():
             for name in read_list(url):
                 if listed.setdefault(name, split) != split:
@@ -197,8 +209,9 @@ class Splitter:
             raise InputError(f"{', '.join(options.lists.values())}: no image is on these lists")
         if not listed and file is not None:
             listed = file.splits
+            numbers = {key: name for key, name in file.numbers.items() if name in listed}
         self._split_of = listed
-        self._names = Names(list(listed), "split lists")
+        self._names = Names(list(listed), "split lists", numbers)
 
     def split(self, image_id: str) -> str | None:
         """``train``, ``val`` or ``test``; None for an image that stands on no list."""

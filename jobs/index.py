@@ -185,7 +185,8 @@ class Assignment:
         if source.captions:
             self.file = captions.read(source.captions, source.captions_format)
         known = list(self.file.captions) if self.file else []
-        self.names = captions.Names(known, source.captions or "")
+        numbers = self.file.numbers if self.file else {}
+        self.names = captions.Names(known, source.captions or "", numbers)
         self.splitter = captions.Splitter(config.split, self.file)
 
     def __call__(self, found: pa.Table) -> pa.Table:

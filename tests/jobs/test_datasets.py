@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from captioner import config as configuration
@@ -78,6 +80,45 @@ def coco2017(root: Path) -> Made:
     return {"images": str(root), "captions": f"{root}/annotations/captions_*2017.json"}, expected
 
 
+def coco2017_karpathy(root: Path) -> Made:
+    """Karpathy's file is of COCO 2014; the images of 2017 are the same under other names."""
+    names = {
+        "train2017/000000000001.jpg": ("COCO_train2014_000000000001.jpg", "train"),
+        "train2017/000000000002.jpg": ("COCO_val2014_000000000002.jpg", "restval"),
+        "val2017/000000000030.jpg": ("COCO_val2014_000000000030.jpg", "test"),
+    }
+    fill(root, *names, "test2017/000000000004.jpg")
+    document = karpathy(*((old.split("_")[1], old, split) for old, split in names.values()))
+    for image, name in zip(document["images"], names):
+        image["cocoid"] = int(name.split("/")[1].removesuffix(".jpg"))
+    (root / "dataset_coco.json").write_text(json.dumps(document))
+    expected = {
+        name: (split.replace("restval", "train"), [f"About {old}.", "X."])
+        for name, (old, split) in names.items()
+    }
+    return {"images": str(root), "captions": f"{root}/dataset_coco.json"}, expected
+
+
+def coco2014_official(root: Path) -> Made:
+    names = {
+        f"{half}/COCO_{half}_00000000000{n}.jpg": half[:-4]
+        for n, half in enumerate(["train2014", "val2014"])
+    }
+    fill(root, *names, "test2014/COCO_test2014_000000000009.jpg")
+    (root / "annotations").mkdir()
+    for name in names:
+        half, file = name.split("/")
+        document = {
+            "images": [{"id": 7, "file_name": file}],
+            "annotations": [{"id": n, "image_id": 7, "caption": f"{half} {n}"} for n in (1, 2)],
+        }
+        (root / "annotations" / f"captions_{half}.json").write_text(json.dumps(document))
+    expected = {
+        name: (split, [f"{split}2014 1", f"{split}2014 2"]) for name, split in names.items()
+    }
+    return {"images": str(root), "captions": f"{root}/annotations/captions_*2014.json"}, expected
+
+
 def cc3m(root: Path) -> Made:
     members = {"000000000.jpg": b"x", "000000000.txt": b"a very typical bus station"}
     members |= {"000000000.json": json.dumps({"caption": "the same", "status": "success"}).encode()}
@@ -92,12 +133,38 @@ def cc3m_tsv(root: Path) -> Made:
     return places, {"http://example.org/1.jpg": ("train", ["a very typical bus station"])}
 
 
-@pytest.mark.parametrize("made", [flickr30k, coco2014, coco2017, cc3m, cc3m_tsv])
+def cc3m_parquet(root: Path) -> Made:
+    """``--output_format parquet`` of img2dataset: what could not be fetched has no bytes."""
+    columns = {
+        "key": ["000000000", "000000001"],
+        "status": ["success", "failed_to_download"],
+        "caption": ["a very typical bus station", "gone"],
+        "url": ["http://example.org/1.jpg", "http://example.org/2.jpg"],
+        "jpg": [b"x", None],
+    }
+    pq.write_table(pa.table(columns), root / "00000.parquet")
+    expected = {"000000000": ("train", ["a very typical bus station"])}
+    return {"images": f"{root}/*.parquet"}, expected
+
+
+READERS = [
+    flickr30k,
+    coco2014,
+    coco2014_official,
+    coco2017,
+    coco2017_karpathy,
+    cc3m,
+    cc3m_tsv,
+    cc3m_parquet,
+]
+
+
+@pytest.mark.parametrize("made", READERS)
 def test_a_data_set_is_read_as_it_comes(
     cluster: str, tmp_path: Path, made: Callable[[Path], Made]
 ) -> None:
     places, expected = made(tmp_path)
-    name = made.__name__.removesuffix("_tsv")
+    name = made.__name__.partition("_")[0]
     overrides = [f"source.{key}={value}" for key, value in places.items()]
     overrides += [f"run={tmp_path}/run", "source.exclude=[run/*, '*.json', '*.txt']"]
     config = configuration.load(str(CONFIGS / f"{name}.yaml"), overrides)
