@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from captioner import storage
+from captioner.images import extension
 from captioner.reading import Bytes, Unreadable
 
 CSV_COLUMNS = ("image_id", "uri", "caption", "log_probability", "confidence", "bleu_4", "error")
@@ -121,8 +122,8 @@ def write_sidecars(rows: pa.Table, out: str, names: SidecarNames) -> int:
 
 def write_tar(url: str, rows: pa.Table, images: Iterable[Bytes], number: int) -> int:
     """Write a WebDataset shard: of every row with a caption whose image can be read, ``KEY.jpg``
-    (or what its name ends in), ``KEY.txt`` and ``KEY.json``. Returns how many there are; without
-    any there is no file."""
+    (or what else it is), ``KEY.txt`` and ``KEY.json``. Returns how many there are; without any
+    there is no file."""
     written = 0
     # "w|" never seeks back: object stores cannot.
     with storage.writer(url) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
@@ -131,10 +132,9 @@ def write_tar(url: str, rows: pa.Table, images: Iterable[Bytes], number: int) ->
                 continue
             # What ends at a key's first dot must be unique, which an image_id need not be.
             key = f"{number:06d}{place:06d}"
-            suffix = path_of(row["image_id"]).suffix.lower() or ".jpg"
             about = {name: row[name] for name in ("image_id", "uri", *CSV_COLUMNS[2:5])}
             for name, content in (
-                (f"{key}{suffix}", data),
+                (f"{key}.{extension(data)}", data),
                 (f"{key}.txt", row["caption"].encode()),
                 (f"{key}.json", json.dumps(about, ensure_ascii=False).encode()),
             ):

@@ -24,6 +24,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 _KNOWN = "AVIF BMP DIB GIF ICO JPEG JPEG2000 MPO PCX PNG PPM TGA TIFF WEBP"
 Image.init()
 FORMATS = [name for name in _KNOWN.split() if name in Image.OPEN]
+_EXTENSIONS = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "dib": "bmp"}
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
@@ -61,6 +62,19 @@ class Decoded:
     height: int | None
     error: str | None
     parts: tuple[Pixels, ...] = ()
+
+
+def extension(data: bytes) -> str:
+    """What names of such image files end in: ``jpg``, ``png``, ``webp`` and so on; ``bin`` for what
+    is no image. Only its first bytes are looked at: a name may say anything, or nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                name = (image.format or "bin").lower()
+    except Exception:  # as below
+        return "bin"
+    return _EXTENSIONS.get(name, name)
 
 
 def decode(

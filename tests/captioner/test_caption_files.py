@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import webdataset
+from PIL import Image
 
 from captioner import caption_files, storage
 from captioner.caption_files import SidecarNames
@@ -57,6 +58,12 @@ def test_no_image_id_leads_out_of_a_directory(image_id: str, path: str) -> None:
     assert str(caption_files.path_of(image_id)) == path
 
 
+def picture(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, kind)
+    return file.getvalue()
+
+
 def names_of(rows: pa.Table) -> SidecarNames:
     return SidecarNames.of([rows.filter(rows["caption"].is_valid())["image_id"].to_pylist()])
 
@@ -104,13 +111,15 @@ def test_no_sidecar_is_of_two_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["local", "memory"])
 def test_a_tar_shard_is_read_by_webdataset(tmp_path: Path, memory_root: str, place: str) -> None:
     url = f"{tmp_path if place == 'local' else memory_root}/out/000007.tar"
-    images = [b"first", Unreadable("gone"), b"third", b"fourth"]
+    first, third = picture("WEBP"), picture("PNG")
+    images = [first, Unreadable("gone"), third, picture("PNG")]
     assert caption_files.write_tar(url, ROWS, images, 7) == 2
     local = tmp_path / "copy.tar"
     local.write_bytes(storage.read_bytes(url))
     samples = list(webdataset.WebDataset(str(local), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == ["000007000000", "000007000002"]
-    assert [samples[0]["jpg"], samples[1]["jpeg"]] == [b"first", b"third"]
+    # What the images are and not what their names say: a URL's may end in anything.
+    assert [samples[0]["webp"], samples[1]["png"]] == [first, third]
     assert samples[1]["txt"].decode() == "ein Hund läuft"
     about = json.loads(samples[0]["json"])
     assert (about["image_id"], about["confidence"]) == ("2024/cat.jpg", 0.5)

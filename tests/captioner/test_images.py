@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageFile
 
-from captioner.images import Decoded, Preprocessing, decode
+from captioner.images import Decoded, Preprocessing, decode, extension
 
 MAX_PIXELS = 120_000_000
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -397,3 +397,12 @@ def test_formats_that_start_programs_are_no_images() -> None:
     Image.new("RGB", (8, 8)).save(file, "EPS")
     decoded = decode(file.getvalue(), Preprocessing(8, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 1000)
     assert (decoded.pixels, decoded.error) == (None, "not an image")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tiff"), (None, "bin")],
+)
+def test_the_bytes_say_what_a_file_is(kind: str | None, expected: str) -> None:
+    data = b"no image" if kind is None else encoded(photograph(4, 4), kind)
+    assert extension(data) == expected
