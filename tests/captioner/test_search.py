@@ -344,11 +344,88 @@ def test_options_that_do_not_go_together_are_refused(wrong: dict[str, Any]) -> N
 
 
 def sampled(
-    decoder: LSTMDecoder, features: tuple[Tensor, Tensor], options: Search, dice: Tensor
+    decoder: LSTMDecoder,
+    features: tuple[Tensor, Tensor],
+    options: Search,
+    dice: Tensor,
+    words: Words = NO_WORDS,
 ) -> Hypotheses:
     with torch.inference_mode():
         memory = decoder.memory(*features)
-    return sample_captions(decoder, memory, options, dice)
+    return sample_captions(decoder, memory, options, dice, words)
+
+
+def reference_word(after: list[Beam], before: Beam, options: Search, mark: float) -> Beam:
+    """Of the captions with one word more, the one that the dice say."""
+    weights = [math.exp((beam.total - before.total) / options.temperature) for beam in after]
+    ranked = sorted(range(len(after)), key=lambda place: -weights[place])
+    kept = ranked[: options.top_k or None]
+    share, wanted = 0.0, options.top_p * sum(weights[place] for place in kept)
+    nucleus = []
+    for place in kept:
+        if share < wanted:
+            nucleus.append(place)
+            share += weights[place]
+    running = 0.0
+    for place in sorted(nucleus):  # in the order of the vocabulary
+        running += weights[place]
+        if running > mark * share:
+            return after[place]
+    raise AssertionError("no dice are beyond the last word")
+
+
+@torch.inference_mode()
+def reference_sample(
+    decoder: LSTMDecoder,
+    embedding: Tensor,
+    tokens: Tensor,
+    options: Search,
+    dice: Sequence[Sequence[float]],
+    banned: Sequence[int],
+) -> list[Beam]:
+    """The captions drawn of one image, the best first."""
+    memory = decoder.memory(embedding.unsqueeze(0), tokens.unsqueeze(0))
+    found = []
+    for marks in dice:
+        beam = Beam([], decoder.start(memory, rows=1))
+        for mark in marks:
+            if not beam.finished:
+                after = continued(decoder, memory, beam, options, banned)
+                beam = reference_word(after, beam, options, mark)
+        beam.total = beam.log_probability  # by which drawn captions are compared
+        found.append(beam)
+    return sorted(found, key=lambda beam: -beam.score(options))
+
+
+SAMPLING: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({}, ()),
+    ({"temperature": 2.0}, ()),
+    ({"top_k": 3}, ()),
+    ({"top_p": 0.6}, ()),
+    ({"temperature": 3.0, "top_p": 0.6}, ()),
+    ({"temperature": 0.5, "top_k": 4, "top_p": 0.8}, ()),
+    ({"repetition_penalty": 1.5, "top_p": 0.9}, ()),
+    ({"min_words": 4, "no_repeat_ngram": 2}, ()),
+    ({"top_k": 2}, (5, 8)),
+    ({"top_p": 0.7, "temperature": 2.0, "length_penalty": 0.0}, (5, 8, 11)),
+]
+
+
+@pytest.mark.parametrize(("changes", "banned"), SAMPLING, ids=str)
+def test_what_is_sampled_is_that_of_a_plain_reference(
+    changes: dict[str, Any], banned: tuple[int, ...]
+) -> None:
+    values = {"repetition_penalty": 1.0, "length_penalty": 0.7, **changes}
+    options = Search(method="sample", beam_size=3, max_words=8, **values)
+    for seed in range(3):
+        decoder, features = make_decoder(seed), make_features(seed)
+        dice = torch.rand(IMAGES, 3, 9, generator=torch.Generator().manual_seed(seed))
+        found = sampled(decoder, features, options, dice, Words(banned=banned))
+        for image in range(IMAGES):
+            images = features[0][image], features[1][image]
+            marks = dice[image].tolist()
+            expected = reference_sample(decoder, *images, options, marks, banned)
+            assert_found(found, image, expected, options)
 
 
 def test_draw_goes_through_the_words_as_the_dice_rise() -> None:
