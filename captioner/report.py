@@ -12,18 +12,24 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 from markupsafe import Markup
-from PIL import Image
 
 import captioner
-from captioner import features, looks, manifest, page, redaction, report_table, scores, storage
+from captioner import (
+    features,
+    manifest,
+    page,
+    redaction,
+    report_attention,
+    report_table,
+    scores,
+    storage,
+)
 from captioner.config import JobConfig, Source, flatten
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.metrics import ORDERS
-from captioner.model import CaptionModel
 from captioner.reading import Bytes
 from captioner.training.progress import Progress, measure
 
@@ -47,18 +53,10 @@ class Card:
     problem: str | None  # why there is no picture
 
 
-@dataclass(frozen=True)
-class Look:
-    """Where the decoder looked before it wrote a word."""
-
-    word: str
-    picture: str  # a data: URI
-    peak: float  # the largest weight, in multiples of an even look at all patches
-
-
-def write(config: JobConfig) -> str:
+def write(config: JobConfig, model: str | None = None) -> str:
     """Write ``report.html`` of a scored run, or of captions that have nothing to score them by, and
-    return its URL.
+    return its URL. ``model`` is the directory of the model that has made them, where it is not the
+    run's own.
 
     Raises:
         InputError: there are no captions, or they have references and have not been scored.
@@ -67,7 +65,8 @@ def write(config: JobConfig) -> str:
     selection = _select(config)
     cards = _cards(config, {image_id for ids in selection.values() for image_id in ids})
     chosen = {name: [cards[image_id] for image_id in ids] for name, ids in selection.items()}
-    maps, no_maps = _attention(config, chosen["attention"])
+    said = {card.image_id: card.caption for card in chosen["attention"]}
+    looks, no_maps = report_attention.maps(config, said, model)
     errors, history = _errors(config), page.history(config)
     use_of_words = report_table.words(config)
     best_epoch = Progress(history).best_epoch(config.train)
@@ -95,7 +94,7 @@ def write(config: JobConfig) -> str:
         best_epoch=best_epoch,
         judge=measure(history[best_epoch - 1]["stage"], config.train) if history else None,
         curves=_curves(history, best_epoch) if history else None,
-        maps=maps,
+        maps=[(c, looks[c.image_id]) for c in chosen["attention"] if c.image_id in looks],
         no_maps=no_maps,
         errors=errors[:MAX_ERRORS],
         error_count=len(errors),
@@ -114,8 +113,7 @@ def _metrics(config: JobConfig) -> dict[str, Any] | None:
         return metrics
     if not storage.exists(captions):
         raise InputError(f"{captions}: not there; nothing has been captioned here yet")
-    with_references = pc.list_value_length(pc.field("references")) > 0
-    if manifest.dataset(captions).count_rows(filter=with_references):
+    if scores.countable(captions):
         raise InputError(f"{url}: not there; run `captioner score` first")
     return None
 
@@ -158,38 +156,6 @@ def _card(config: JobConfig, row: dict[str, Any], data: Bytes) -> Card:
         picture=page.thumbnail(decoded),
         problem=decoded.error,
     )
-
-
-def _attention(
-    config: JobConfig, cards: Sequence[Card]
-) -> tuple[list[tuple[Card, list[Look]]], str | None]:
-    """Each card with its looks, word by word; or none, and a reason where one is due."""
-    if config.decoder.attention == "none" or not cards:
-        return [], None
-    if not all(map(storage.exists, (config.at("model"), config.at("features")))):
-        return [], "This run directory has no model or no features of its own to draw maps from."
-    model = CaptionModel.load(config.at("model"))
-    size = model.encoder.preprocessing
-    if reason := looks.why_not(model.encoder.patches, size):
-        return [], reason
-    caption_of = {card.image_id: card.caption for card in cards}
-    columns = ["image_id", "uri", "embedding", "tokens"]
-    rows = page.rows_of(config.at("features"), caption_of, columns)
-    image_ids = rows["image_id"].to_pylist()
-    found = model.attention(
-        np.array(features.to_numpy(rows["embedding"])),  # copies: Arrow's memory is read-only
-        np.array(features.to_numpy(rows["tokens"])),
-        [caption_of[image_id] for image_id in image_ids],
-    )
-    drawn = {}
-    for image_id, data, (words, weights) in zip(image_ids, page.images_of(config, rows), found):
-        seen = page.decoded(data, size, config).pixels
-        picture = Image.new("RGB", (1, 1), "grey") if seen is None else Image.fromarray(seen)
-        drawn[image_id] = [
-            Look(looks.shown(word), page.data_uri(looks.draw(picture, each)), looks.strength(each))
-            for word, each in zip(words, weights)
-        ]
-    return [(card, drawn[card.image_id]) for card in cards], None
 
 
 def _curves(history: Sequence[dict[str, Any]], best_epoch: int) -> Markup:

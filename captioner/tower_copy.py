@@ -63,9 +63,15 @@ def require_original(model: str, options: Encoder) -> None:
 
 def options_of(model: str, options: Encoder) -> Encoder:
     """The options of a model's encoder, turned to the copy in the model directory. Those that name
-    another tower than the model was trained with stay as they are."""
-    text = storage.read_text(storage.join(model, "config.yaml"))
-    own = str(yaml.safe_load(text)["encoder"]["model"])
+    another tower than the model was trained with stay as they are.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    url = storage.join(model, "config.yaml")
+    if not storage.exists(url):
+        raise InputError(f"{model}: not a model directory: no config.yaml in it")
+    own = str(yaml.safe_load(storage.read_text(url))["encoder"]["model"])
     copy = _place(model, own)
     if options.model != own or not storage.exists(storage.join(copy, CONFIG)):
         return options

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from captioner import backends, redaction, storage
+from captioner import backends, redaction, scores, storage
 from captioner import config as configuration
 from captioner.config import JobConfig
 from captioner.errors import InputError
@@ -38,26 +38,28 @@ def caption(
     score.require(config)
     with pipeline.at_work(config):
         pipeline.prepare(config, fused=True)
-        again = _command(config, model, overrides)
-        storage.write_json(config.at(outputs.COMMAND), {"command": redaction.clean(again)})
+        where = model if backends.is_foreign(model) else storage.resolve(model)
+        made = {"command": _command(config, where, overrides), "model": where}
+        cleaned = {name: redaction.clean(value) for name, value in made.items()}
+        storage.write_json(config.at(outputs.COMMAND), cleaned)
         with logs.about(step="index"):
             lines = [index.describe(index.index(config))]
         if retry_errors:
             lines.append(pipeline.renew_errors(config, "caption"))
         with logs.about(step="caption"):
             lines.append(job.describe(job.caption_images(config, model)))
-        if captions:
+        if captions or scores.countable(config.at("captions")):
             with logs.about(step="score"):
                 lines.append(score.describe(score.score(config)))
     lines.append(f"captions: {config.at('captions')}")
+    lines.append(f"to look at them: {shlex.join(['captioner', 'report', config.at()])}")
     return pipeline.with_warning(config, "\n".join(lines))
 
 
 def _command(config: JobConfig, model: str, overrides: tuple[str, ...]) -> str:
     """What goes on with this directory, from wherever it is called: a configuration alone does not
     tell the model."""
-    where = model if backends.is_foreign(model) else storage.resolve(model)
-    words = ["captioner", "caption", config.source.images, "--model", where, "--out", config.at()]
+    words = ["captioner", "caption", config.source.images, "--model", model, "--out", config.at()]
     words += ["--captions", config.source.captions] if config.source.captions else []
     for override in overrides:
         words += ["--set", override]

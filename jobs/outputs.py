@@ -15,7 +15,8 @@ FORMATS = {
     "webdataset": "webdataset",
 }
 PROGRESS = "progress.json"  # of the last job
-COMMAND = "_command.json"  # where a directory was captioned with a given model: by which command
+# Where a directory was captioned with a given model: by which command, and the model.
+COMMAND = "_command.json"
 # A stage's last file marks it as done.
 OUTPUTS = {
     "index": ["manifest", "manifest.next"],
@@ -63,3 +64,9 @@ def rows_written(checkpoints: str, after: int = -1) -> int:
     filesystem, _ = storage.arrow_filesystem(checkpoints)
     written = pyarrow.dataset.dataset(whole, filesystem=filesystem, format="parquet")
     return int(written.count_rows(filter=manifest.where(after=after)))
+
+
+def model_of(config: JobConfig) -> str | None:
+    """The model that has captioned this directory; None: the run's own, or it is not known."""
+    url = config.at(COMMAND)
+    return storage.read_json(url).get("model") if storage.exists(url) else None

@@ -13,7 +13,7 @@ from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
 from jobs import blocks, lock, logs, stopping
-from jobs.outputs import OUTPUTS, is_done
+from jobs.outputs import OUTPUTS, is_done, model_of
 
 
 def run(config: JobConfig, redo: str | None = None, update: bool = False) -> None:
@@ -127,10 +127,11 @@ def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> 
     if storage.exists(url):
         before = configuration.parse(yaml.safe_load(storage.read_text(url)), url)
         again = configuration.stages_from(redo) if redo else ()
+        anew = configuration.stages_from("score") if fused else again  # by the call itself
         differences = {
             key: values
             for key, values in configuration.differences(before, config).items()
-            if configuration.stage_of(key) not in again and _has_begun(config, key, fused)
+            if configuration.stage_of(key) not in anew and _has_begun(config, key, fused)
         }
         if differences and _only_a_second_stage(before, differences):
             logs.say("train: goes on with the self-critical stage")
@@ -229,4 +230,4 @@ def _score(config: JobConfig) -> str:
 def _report(config: JobConfig) -> str:
     from captioner import report
 
-    return f"report: {report.write(config)}"
+    return f"report: {report.write(config, model_of(config))}"

@@ -83,8 +83,8 @@ class Learner:
         return precision.autocast(next(self.decoder.parameters()).device, self._dtype)
 
     def learn(self, objective: Callable[[], Loss], idle: bool = False, last: bool = False) -> Loss:
-        """One batch; every ``accumulate`` of them, and after the ``last`` of an epoch, a step on the
-        mean of all their words, however they are spread over batches and workers. An idle one
+        """One batch; every ``accumulate`` of them, and after the ``last`` of an epoch, a step on
+        the mean of all their words, however these are spread over batches and workers. An idle one
         counts for nothing."""
         last = last or self._waiting + 1 == self._options.accumulate
         alone = contextlib.nullcontext() if last or self.model is self.decoder else self._no_sync()

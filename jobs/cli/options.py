@@ -28,6 +28,11 @@ def with_config(command: Callable[..., None]) -> Callable[..., None]:
 update_option = click.option(
     "--update", is_flag=True, help="List the source again first: new, changed, deleted images."
 )
+group_by_option = click.option(
+    "--group-by",
+    metavar="WHAT",
+    help="directory, directory:2, or a column of the manifest: a score for each, too.",
+)
 retry_option = click.option("--retry-errors", is_flag=True, help="Try failed images again.")
 
 

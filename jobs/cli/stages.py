@@ -6,7 +6,14 @@ import click
 
 from captioner.config import STAGES, JobConfig
 from jobs import logs
-from jobs.cli.options import error_rate_option, load, retry_option, update_option, with_config
+from jobs.cli.options import (
+    error_rate_option,
+    group_by_option,
+    load,
+    retry_option,
+    update_option,
+    with_config,
+)
 
 
 @click.command()
@@ -107,6 +114,7 @@ def train(config: JobConfig) -> None:
 )
 @click.option("--out", metavar="DIR", help="Where to, with --model.")
 @click.option("--captions", metavar="FILE", help="References to score by, with --model.")
+@group_by_option
 @click.option(
     "--format",
     "formats",
@@ -123,13 +131,15 @@ def caption(
     model: str | None,
     out: str | None,
     captions: str | None,
+    group_by: str | None,
     formats: tuple[str, ...],
     overrides: tuple[str, ...],
     retry_errors: bool,
 ) -> None:
     """Caption images: a directory with --model, or the test split of a CONFIG.
 
-    Run again, it captions only what is new or has changed.
+    Run again, it captions only what is new or has changed. Where images have references, in FILE
+    or in the shards themselves, their captions are scored.
 
     \b
     Examples:
@@ -139,14 +149,18 @@ def caption(
     """
     extra = (*overrides, f"caption.formats=[{','.join(formats)}]") if formats else overrides
     if model is None:
-        if out or captions or retry_errors:
-            raise click.UsageError("--out, --captions and --retry-errors go with --model")
+        if out or captions or group_by or retry_errors:
+            raise click.UsageError(
+                "--out, --captions, --group-by and --retry-errors go with --model"
+            )
         _stage("caption", load(source, extra))
         return
     if out is None:
         raise click.UsageError("--model needs --out: where to write the captions")
     from jobs import directory
 
+    if group_by is not None:
+        extra = (*extra, f"score.group_by={group_by}")
     with logs.about(run=out):
         logs.say(directory.caption(source, model, out, captions, extra, retry_errors))
 
@@ -155,11 +169,7 @@ def caption(
 @click.argument("source", metavar="CONFIG|FILE")
 @click.option("--references", metavar="FILE", help="Score FILE's captions against these.")
 @click.option("--out", metavar="DIR", help="Where to, with --references.")
-@click.option(
-    "--group-by",
-    metavar="WHAT",
-    help="directory, directory:2, or a column of the manifest: a score for each, too.",
-)
+@group_by_option
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
 def score(
     source: str,

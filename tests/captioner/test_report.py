@@ -505,6 +505,24 @@ def test_captions_of_another_runs_model(run: JobConfig) -> None:
     assert len(page.ids("gallery")) == run.report.gallery
 
 
+def test_captions_of_a_model_elsewhere_have_its_maps(run: JobConfig, tmp_path: Path) -> None:
+    own = list(maps_of(written(run)))
+    elsewhere = str(tmp_path / "elsewhere")
+    shutil.move(run.at("model"), elsewhere)
+    storage.remove(run.at("features"))
+    found = list(maps_of(Page(report.write(run, elsewhere))))
+    assert [word for word, _ in found] == [word for word, _ in own]
+    for (_, image), (_, expected) in zip(found, own):
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).max() < 8
+
+
+def test_captions_of_a_model_that_is_gone_have_a_page_all_the_same(run: JobConfig) -> None:
+    storage.remove(run.at("features"))
+    page = Page(report.write(run, run.at("no-model")))
+    assert "cannot be had to draw maps from" in page.sections["attention"]
+    assert len(page.ids("gallery")) == run.report.gallery
+
+
 def test_a_run_without_failures_says_so(run: JobConfig) -> None:
     storage.remove(run.at("features"))
     rows = manifest.read(run.at("captions"))

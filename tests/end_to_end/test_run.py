@@ -13,7 +13,7 @@ from click.testing import Result
 from nltk.translate.bleu_score import corpus_bleu
 from webdataset import WebDataset
 
-from captioner import manifest
+from captioner import manifest, storage
 from captioner.vocabulary import tokenize
 from tests.conftest import TINY_VIT
 from tests.language import save_gpt2
@@ -195,7 +195,17 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
         assert sample["png"] == (scene_data / "Images" / image_id).read_bytes()
     assert "caption: nothing new; 120 rows" in captioner(*arguments).output
     assert "report.html" in captioner("report", out).output
-    assert "All 120 images" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "All 120 images" in page
+    assert "Attention at the word" in page
+
+    # References that stand in the shards themselves: here what the model has said itself.
+    shards, again = f"{out}/webdataset/*.tar", tmp_path / "again"
+    model = finished_run / "model"
+    arguments = ("caption", shards, "--model", model, "--out", again, "--group-by", "uri")
+    scored = captioner(*arguments).output
+    assert "by uri" in scored
+    assert storage.read_json(f"{again}/metrics.json")["all_references"]["bleu_1"] == 1.0
 
 
 def test_the_only_copy_of_a_tower_is_not_done_away_with(
