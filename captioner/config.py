@@ -378,7 +378,8 @@ class Report(Section):
     gallery: Positive = 24
     attention: Annotated[int, Field(ge=0)] = 3
     table_rows: Positive = 100_000
-    """Captions to search in the page, about 30 bytes each; of more a random sample."""
+    """Captions to search in the page, about 30 bytes each; of more the failed images, the worst
+    captions, and a random sample."""
 
 
 class Cluster(Section):

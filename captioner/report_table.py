@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 
 from captioner import manifest, storage
 from captioner.config import JobConfig
@@ -45,7 +46,8 @@ class Words:
 
 
 def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
-    """Every row of ``captions/``, or a random sample of ``limit``. The rows of the ``image_id`` in
+    """Every row of ``captions/``; of more than ``limit`` the failed ones, those of the lowest
+    score, each a quarter of them at most, and a random sample. The rows of the ``image_id`` in
     ``gallery`` are always there, and are named, so that its pictures are found as the rows are."""
     dataset = manifest.dataset(config.at("captions"))
     # Captions of earlier versions have no confidence.
@@ -53,11 +55,7 @@ def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
     count = dataset.count_rows()
     pictured = pa.array(gallery, pa.string())
     if count > limit:
-        ids = dataset.to_table(columns=["image_id"])["image_id"]
-        shown = pc.indices_nonzero(pc.is_in(ids, value_set=pictured)).to_pylist()
-        sample = random.Random(SEED).sample(range(count), limit)
-        places = [*dict.fromkeys([*shown, *sample])][: max(limit, len(shown))]
-        rows = dataset.take(pa.array(sorted(places)), columns=names)
+        rows = dataset.take(pa.array(_places(dataset, limit, pictured)), columns=names)
     else:
         rows = dataset.to_table(columns=names)
     rows = _with_cider(rows.sort_by("image_id"), config.at("scores"))
@@ -75,6 +73,24 @@ def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
     }
     data = gzip.compress(json.dumps(packed, ensure_ascii=False).encode(), mtime=0)
     return Table(len(rows), count, base64.b64encode(data).decode("ascii"))
+
+
+def _places(dataset: pyarrow.dataset.Dataset, limit: int, pictured: pa.Array) -> list[int]:
+    """Which rows of many are shown, in their order."""
+    merits = [name for name in ("bleu_4", "confidence") if name in dataset.schema.names]
+    known = dataset.to_table(columns=["image_id", "error", *merits])
+    shown = pc.indices_nonzero(pc.is_in(known["image_id"], value_set=pictured)).to_pylist()
+    failed = pc.indices_nonzero(known["error"].is_valid()).to_pylist()
+    # What has no references is judged by how sure the model was of it.
+    by = next((name for name in merits if known[name].null_count < len(known)), None)
+    worst = []
+    if by is not None:
+        order = pc.sort_indices(known, [(by, "ascending"), ("image_id", "ascending")])
+        worst = order.filter(known[by].take(order).is_valid()).to_pylist()
+    sample = random.Random(SEED).sample(range(len(known)), limit)
+    quarter = limit // 4
+    wanted = [*shown, *failed[:quarter], *worst[:quarter], *sample]
+    return sorted([*dict.fromkeys(wanted)][: max(limit, len(shown))])
 
 
 def _with_cider(rows: pa.Table, scores: str) -> pa.Table:

@@ -127,7 +127,29 @@ def test_of_many_captions_a_sample_is_packed_and_the_page_says_so(run: JobConfig
     assert table == report_table.table(few, 7, shown)
     assert shown == [packed(table.packed)["id"][place] for place in packed(table.packed)["gallery"]]
     assert report_table.table(few, 2, shown).rows == 3  # a card needs its row
-    assert "A random sample of 7 of 24 images" in written(few).sections["captions"]
+    assert "7 of 24 images, a quarter of them" in written(few).sections["captions"]
+
+
+def test_failures_and_the_worst_are_in_the_sample(run: JobConfig) -> None:
+    found = packed(report_table.table(run, 8, []).packed)
+    assert len(found["id"]) == 8
+    rows = captioned(run)
+    ranked = sorted(rows, key=lambda row: (row["bleu_4"], row["image_id"]))
+    assert {row["image_id"] for row in ranked[:2]} <= set(found["id"])
+    assert "picture-09.png" in found["id"]  # which has failed
+    write_captions(run, by_confidence(manifest.read(run.at("captions"))))
+    unsure = sorted(captioned(run), key=lambda row: row["confidence"])
+    found = packed(report_table.table(run, 8, []).packed)
+    assert {row["image_id"] for row in unsure[:2]} <= set(found["id"])
+
+
+def by_confidence(rows: pa.Table) -> pa.Table:
+    """Without scores; the later a row, the less sure its caption."""
+    sure = [None if e else 1.0 - n / 100 for n, e in enumerate(rows["error"].to_pylist())]
+    for name, values in {"bleu_4": [None] * len(rows), "confidence": sure}.items():
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, name, pa.array(values, pa.float32()))
+    return rows
 
 
 def test_the_words_that_captions_are_made_of(page: Page, finished: JobConfig) -> None:
