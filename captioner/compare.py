@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import captioner
 from captioner import config as configuration
-from captioner import counting, manifest, page, scores, storage
+from captioner import counting, manifest, page, reading, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -210,13 +210,15 @@ def write(comparison: Comparison, url: str) -> str:
 
 
 def _charts(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> dict[str, Markup]:
-    """The losses of both runs, and what else was validated, over the epochs, by title."""
+    """The losses of both runs, what else was validated, and the reward of self-critical epochs, by
+    title."""
     keys = {key for entry in (*first, *second) for key in entry if key.startswith("val_")}
     keys.discard("val_loss")
     wanted = {"loss, nats per word": [("train_loss", "o--"), ("val_loss", "o-")]}
     for key in sorted(keys):
         name = key.removeprefix("val_")
         wanted[f"validation {scores.TITLES.get(name, name)}"] = [(key, "o-")]
+    wanted["training reward"] = [("train_reward", "o-")]
     charts = {}
     for title, curves in wanted.items():
         lines = [
@@ -262,7 +264,7 @@ def _examples(comparison: Comparison) -> tuple[list[Example], list[Example]]:
 def _example(comparison: Comparison, number: int, data: Bytes) -> Example:
     run = comparison.first
     (row,) = run.captions.slice(number, 1).to_pylist()
-    decoded = page.decoded(data, page.THUMBNAIL, run.config)
+    decoded = reading.decoded(data, page.THUMBNAIL, run.config.image)
     return Example(
         image_id=row["image_id"],
         captions=tuple(

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from captioner.metrics import CiderD, Variety
 from captioner.metrics.cider import Ngram, ngrams_of_image
-from captioner.vocabulary import tokenize
+from captioner.vocabulary import END, tokenize
 
 
 def count_texts(rows: pa.Table) -> pa.Table:
@@ -26,6 +26,18 @@ def count_texts(rows: pa.Table) -> pa.Table:
             counts["image"][""] += 1
             ngrams = ngrams_of_image(map(tokenize, references))
             counts["ngram"].update(" ".join(map(str, ngram)) for ngram in ngrams)
+    return _table(counts)
+
+
+def count_training(rows: pa.Table) -> pa.Table:
+    """Manifest rows -> ``kind text count``, as above, of every ``ngram`` in the captions of the
+    training images. The end of a caption counts as a word."""
+    counts: dict[str, Counter[str]] = {"ngram": Counter(), "image": Counter()}
+    training = rows.filter(pc.equal(rows["split"], "train"))
+    for captions in filter(None, training["captions"].to_pylist()):
+        counts["image"][""] += 1
+        ngrams = ngrams_of_image([*tokenize(caption), END] for caption in captions)
+        counts["ngram"].update(" ".join(map(str, ngram)) for ngram in ngrams)
     return _table(counts)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from captioner import sources
 from captioner.config import Image, Source
 from captioner.encoder import Encoder
-from captioner.images import Decoded, Preprocessing, decode
-from captioner.reading import Bytes, Unreadable, read_images
+from captioner.images import Decoded
+from captioner.reading import decoded, read_images
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def encode_source(
     with ThreadPoolExecutor(threads) as pool:
         for rows in _batches(source, batch_size):
             found = read_images(rows, limits.max_bytes, source.image_column)
-            futures = [pool.submit(_decode, data, target, limits) for data in found]
+            futures = [pool.submit(decoded, data, target, limits) for data in found]
             if waiting:
                 yield _encode(*waiting, encoder)
             waiting = rows["image_id"].to_pylist(), futures
@@ -56,12 +56,6 @@ def _batches(source: Source, size: int) -> Iterator[pa.Table]:
             images = images.append_column("deleted", pa.nulls(len(images)))
             for start in range(0, len(images), size):
                 yield images.slice(start, size)
-
-
-def _decode(data: Bytes, target: Preprocessing, limits: Image) -> Decoded:
-    if isinstance(data, Unreadable):
-        return Decoded(None, None, None, data.reason)
-    return decode(data, target, limits.max_pixels, scaled=limits.scaled_decode)
 
 
 def _encode(names: list[str], futures: list[Future[Decoded]], encoder: Encoder) -> Encoded:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from captioner import manifest, redaction, storage
 from captioner.config import JobConfig
-from captioner.images import Decoded, Preprocessing, decode
+from captioner.images import Decoded, Preprocessing
 from captioner.reading import PLACE, Bytes, Unreadable, read_images
 
 SIDE = 320  # of a thumbnail, in pixels
@@ -82,12 +82,6 @@ def images_of(config: JobConfig, rows: pa.Table) -> Iterator[Bytes]:
             reason = redaction.clean(f"{type(error).__name__}: {error}")[:200]
             yield from [Unreadable(reason)] * (len(ids) - place)
             return
-
-
-def decoded(data: Bytes, size: Preprocessing, config: JobConfig) -> Decoded:
-    if isinstance(data, Unreadable):
-        return Decoded(None, None, None, data.reason)
-    return decode(data, size, config.image.max_pixels)
 
 
 def thumbnail(decoded: Decoded) -> str | None:

@@ -1,4 +1,5 @@
-"""Manifest rows -> the bytes of their images: whole files, ranges of tar shards, Parquet rows.
+"""Manifest rows -> the bytes of their images (whole files, ranges of tar shards, Parquet rows), and
+from those their pixels.
 
 What is wrong with one image (missing, forbidden, too large) is a reason in its row. A storage
 that does not answer is nobody's row: reading waits for it, and at last stops the job.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioner import redaction, storage
+from captioner.config import Image
 from captioner.errors import InputError, StorageUnavailable
+from captioner.images import Decoded, Part, Preprocessing, decode
 from captioner.sources import columns
 
 _AT_ONCE = 32  # remote reads wait for their server, not for a CPU
@@ -46,6 +49,15 @@ class Unreadable:
 
 
 Bytes = bytes | Unreadable
+
+
+def decoded(
+    data: Bytes, target: Preprocessing, limits: Image, parts: Sequence[Part] = ()
+) -> Decoded:
+    """The pixels of an image that was read, or why there are none (``images.decode``)."""
+    if isinstance(data, Unreadable):
+        return Decoded(None, None, None, data.reason)
+    return decode(data, target, limits.max_pixels, scaled=limits.scaled_decode, parts=parts)
 
 
 def read_images(rows: pa.Table, max_bytes: int, image_column: str | None) -> Iterator[Bytes]:

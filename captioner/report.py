@@ -20,6 +20,7 @@ from captioner import (
     features,
     manifest,
     page,
+    reading,
     redaction,
     report_attention,
     report_table,
@@ -147,7 +148,7 @@ def _cards(config: JobConfig, image_ids: Iterable[str]) -> dict[str, Card]:
 
 
 def _card(config: JobConfig, row: dict[str, Any], data: Bytes) -> Card:
-    decoded = page.decoded(data, page.THUMBNAIL, config)
+    decoded = reading.decoded(data, page.THUMBNAIL, config.image)
     return Card(
         image_id=row["image_id"],
         caption=row["caption"],

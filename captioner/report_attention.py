@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from captioner import features, looks, page, storage, tower_copy
+from captioner import features, looks, page, reading, storage, tower_copy
 from captioner.backends.trained import TrainedCaptioner
 from captioner.config import JobConfig
 from captioner.errors import InputError
@@ -90,7 +90,7 @@ def _seen(
     """What the tower saw of each image, in the order of their ids."""
     rows = page.rows_of(url, captions, ["image_id", "uri"]).sort_by("image_id")
     images = zip(rows["image_id"].to_pylist(), page.images_of(config, rows))
-    return {name: page.decoded(data, size, config).pixels for name, data in images}
+    return {name: reading.decoded(data, size, config.image).pixels for name, data in images}
 
 
 def _drawn(weights: Weights, seen: Pixels | None) -> list[Look]:

@@ -19,14 +19,13 @@ from captioner import redaction, storage
 from captioner.config import Image, Source
 from captioner.errors import StorageUnavailable
 from captioner.features import with_references
-from captioner.images import Decoded, Pixels, Preprocessing, decode
-from captioner.metrics.cider import ngrams_of_image
-from captioner.reading import Bytes, Unreadable, read_images
+from captioner.images import Decoded, Pixels, Preprocessing
+from captioner.reading import Bytes, decoded, read_images
 from captioner.sources import Part
 from captioner.sources import list_part as list_images
 from captioner.sources.known import list_known as list_images_of
 from captioner.views import random_parts
-from captioner.vocabulary import END, count_words, tokenize
+from captioner.vocabulary import count_words
 from jobs.tally import telling
 
 DELETED = "deleted from the source"  # the error of a row whose image is no longer there
@@ -87,10 +86,7 @@ def _decode(
 ) -> Decoded:
     if deleted is not None:
         return Decoded(None, None, None, DELETED)
-    if isinstance(data, Unreadable):
-        return Decoded(None, None, None, data.reason)
-    seen = random_parts(serial, parts)
-    return decode(data, target, limits.max_pixels, scaled=limits.scaled_decode, parts=seen)
+    return decoded(data, target, limits, random_parts(serial, parts))
 
 
 def without_signatures(rows: pa.Table) -> pa.Table:
@@ -188,28 +184,11 @@ def trainable(rows: pa.Table, split: str) -> pa.Table:
 
 def count_training_words(rows: pa.Table) -> pa.Table:
     """``word count`` over the captions of the training split."""
-    counts = count_words(caption for captions in _training(rows) for caption in captions)
+    training = rows.filter(pc.equal(rows["split"], "train"))["captions"].to_pylist()
+    counts = count_words(caption for captions in training for caption in captions)
     return pa.table(
         {
             "word": pa.array(list(counts.keys()), pa.string()),
             "count": pa.array(list(counts.values()), pa.int64()),
         }
     )
-
-
-def count_training_ngrams(rows: pa.Table) -> pa.Table:
-    """``ngram images``: in the references of how many training images each n-gram occurs, the end
-    of a caption counted as a word."""
-    counts: Counter[Any] = Counter()
-    for captions in _training(rows):
-        counts.update(ngrams_of_image([[*tokenize(caption), END] for caption in captions]))
-    return pa.table(
-        {
-            "ngram": pa.array([list(ngram) for ngram in counts], pa.list_(pa.string())),
-            "images": pa.array(list(counts.values()), pa.int64()),
-        }
-    )
-
-
-def _training(rows: pa.Table) -> list[list[str]]:
-    return rows.filter(pc.equal(rows["split"], "train"))["captions"].to_pylist()

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -67,6 +67,11 @@ def _watch(tally: Any, progress: Progress, over: threading.Event) -> None:
             progress.write(Count(*ray.get(tally.read.remote(), timeout=5)))
 
 
+class _Mark(NamedTuple):
+    time: float
+    count: Count
+
+
 class Progress:
     """What is known of a job, as a line and as a file."""
 
@@ -76,10 +81,9 @@ class Progress:
         self._began, self._began_at = time.monotonic(), datetime.now(UTC)
         self._patience = _PATIENCE_S
         self._printed = self._filed = -float("inf")
-        # Time, rows done and seconds worked: of the first rows, for start-up is not the job's
-        # speed, and of the last half minute.
-        self._first: tuple[float, int, float] | None = None
-        self._recent: list[tuple[float, int, float]] = []
+        # Of the first rows, for start-up is not the job's speed, and of the last half minute.
+        self._first: _Mark | None = None
+        self._recent: list[_Mark] = []
 
     def write(self, count: Count, state: str = "running") -> None:
         """``state``: running, done, stopped or failed."""
@@ -111,30 +115,41 @@ class Progress:
                 storage.write_json(self._url, self._file(now, count, state))
 
     def _note(self, now: float, count: Count) -> None:
-        mark = now, count.done, count.busy
-        if self._recent and count.done < self._recent[-1][1]:  # a training goes on from before
+        mark = _Mark(now, count)
+        if (
+            self._recent and count.done < self._recent[-1].count.done
+        ):  # a training goes on from before
             self._first, self._recent = None, []
         if self._first is None and count.done:
             self._first = mark
         self._recent.append(mark)
-        while len(self._recent) > 2 and now - self._recent[1][0] >= _RECENT_S:
+        while len(self._recent) > 2 and now - self._recent[1].time >= _RECENT_S:
             self._recent.pop(0)
 
     def _rate(self, now: float, count: Count) -> float | None:
         """Rows a second since the first rows."""
-        if self._first is None or count.done <= self._first[1] or now <= self._first[0]:
+        first = self._first
+        if first is None or count.done <= first.count.done or now <= first.time:
             return None
-        return (count.done - self._first[1]) / (now - self._first[0])
+        return (count.done - first.count.done) / (now - first.time)
 
     def _rate_now(self, now: float, count: Count) -> float | None:
         """Of the last half minute."""
-        then, done, _ = self._recent[0]
-        return (count.done - done) / (now - then) if now > then else None
+        then = self._recent[0]
+        return (count.done - then.count.done) / (now - then.time) if now > then.time else None
 
     def _busy(self, now: float, count: Count) -> float | None:
         """How many actors have been at work in the last half minute."""
-        then, _, seconds = self._recent[0]
-        return (count.busy - seconds) / (now - then) if count.actors and now > then else None
+        then = self._recent[0]
+        if not count.actors or now <= then.time:
+            return None
+        return (count.busy - then.count.busy) / (now - then.time)
+
+    def _captions(self, now: float, count: Count) -> float | None:
+        """Captions a second that a training has learned from, since the first."""
+        if self._first is None or not count.captions or now <= self._first.time:
+            return None
+        return (count.captions - self._first.count.captions) / (now - self._first.time)
 
     def _left(self, now: float, count: Count) -> float | None:
         rate = self._rate(now, count)
@@ -149,6 +164,8 @@ class Progress:
             parts.append(f"{rate:,.1f}/s{at_the_moment}")
             if (left := self._left(now, count)) is not None and not last:
                 parts.append(f"{_clock(left)} left")
+        if captions := self._captions(now, count):
+            parts.append(f"{captions:,.0f} captions/s")
         if count.actors and not last and (busy := self._busy(now, count)) is not None:
             parts.append(f"{min(busy, count.actors):.1f} of {count.actors} actors busy")
         if count.errors:
@@ -165,6 +182,7 @@ class Progress:
             "errors": {redaction.clean(reason): times for reason, times in count.errors.items()},
             "per_second": self._rate(now, count),
             "per_second_now": self._rate_now(now, count),
+            "captions_per_second": self._captions(now, count),
             "seconds_left": self._left(now, count),
             "actors": count.actors,
             "actors_busy": self._busy(now, count),

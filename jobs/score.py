@@ -17,19 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import ray
-from ray.data import Dataset
 
 from captioner import counting, features, groups, manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import ORDERS, CiderD, java, most_frequent
-from jobs import progress, score_actors, session, stream, table_rows, tasks
+from jobs import counts, progress, score_actors, session, stream, table_rows, tasks
 
 COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
 _ROWS_PER_BLOCK = 1_000
 _ROWS_PER_FILE = 100_000
 _ROWS_PER_SUM = 50_000  # so many images have as many resamples' sums as one
-_COUNTS_AT_ONCE = 2_000_000  # of 25 blocks with five references an image; 100 MB
 _PARTS_AT_ONCE = 64
 _GROUPS_SHOWN = 20
 
@@ -65,13 +63,14 @@ def score(config: JobConfig) -> dict[str, Any]:
     session.begin(config)
     started = time.monotonic()
     captions, target = config.at("captions"), config.at("scores")
-    counts = _counts(table_rows.read(captions, COLUMNS, _ROWS_PER_BLOCK), counting.count_texts)
-    images = counting.texts_of(counts, "image")[""]
+    rows = table_rows.read(captions, COLUMNS, _ROWS_PER_BLOCK)
+    found = counts.gist(rows, counting.count_texts)
+    images = counting.texts_of(found, "image")[""]
     if not images:
         raise InputError(f"{captions}: no caption has a reference to score it by (source.captions)")
     baseline = _baseline(config)
     storage.remove(target)
-    _write_scores(config, counting.cider_of(counts), baseline.split(), images)
+    _write_scores(config, counting.cider_of(found), baseline.split(), images)
     by_group = _sums(config, scores.sum_groups)
     if (written := scores.count_images(by_group)) != images:
         raise RuntimeError(f"{target}: {written} rows were written for {images} images")
@@ -80,7 +79,7 @@ def score(config: JobConfig) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 1)
     serial = summary["serial"] if summary else None
     storage.write_summary(target, {"rows": images, "serial": serial, "seconds": seconds})
-    variety = counting.variety_of(counts)
+    variety = counting.variety_of(found)
     metrics = {
         "images": images,
         "errors": manifest.dataset(captions).count_rows(filter=pc.field("error").is_valid()),
@@ -158,28 +157,14 @@ def _finish(rows: pa.Table, names: list[str], tally: Any) -> pa.Table:
     return rows.select(names)
 
 
-def _counts(rows: Dataset, count: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """The gist of the counts of all blocks. There are more distinct n-grams than the driver should
-    hold: tasks add up some blocks, and one task adds up those."""
-    counted = tasks.map_batches(rows, count, batch_size=None)
-    # Strict: else Ray would do both in one task, and for so many images at once.
-    together = counted.repartition(target_num_rows_per_block=_COUNTS_AT_ONCE, strict=True)
-    added = tasks.map_batches(together, _add_up, batch_size=None)
-    found = tasks.map_batches(added.repartition(1), counting.gist, batch_size=None)
-    return counting.add_up(found.iter_batches(batch_size=None, batch_format="pyarrow"))
-
-
-def _add_up(counts: pa.Table) -> pa.Table:
-    return counting.add_up([counts])
-
-
 def _baseline(config: JobConfig) -> str:
     """What a model would say that knows only the training captions and no image. Where nothing
     is for training, the references themselves take their place, to the baseline's advantage."""
     url = config.at("manifest")
     splits = ["train"] if manifest.count(url, ["train"]) else []
     rows = table_rows.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
-    return most_frequent(counting.texts_of(_counts(rows, counting.count_references), "reference"))
+    found = counts.gist(rows, counting.count_references)
+    return most_frequent(counting.texts_of(found, "reference"))
 
 
 def describe(metrics: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ class Count(NamedTuple):
     lines: list[str]  # to print, once
     actors: int  # that have reported
     busy: float  # seconds that they have worked, all together
+    captions: int = 0  # that a training has learned from
 
 
 @ray.remote(num_cpus=0)
@@ -41,6 +42,7 @@ class Tally:
         self._first: tuple[float, int] | None = None
         self._epoch = 0
         self._busy: Counter[str] = Counter()  # seconds, by actor
+        self._captions = 0
         self._metrics = Metrics(what)
 
     def begin(self, epoch: int) -> None:
@@ -55,11 +57,17 @@ class Tally:
         self._done = rows
 
     def add(
-        self, rows: int, errors: dict[str, int], actor: str | None = None, seconds: float = 0.0
+        self,
+        rows: int,
+        errors: dict[str, int],
+        actor: str | None = None,
+        seconds: float = 0.0,
+        captions: int = 0,
     ) -> str | None:
         """``seconds`` is how long ``actor`` has worked on them. Returns why the job must stop, or
         None."""
         self._done += rows
+        self._captions += captions
         self._errors.update(errors)
         self._first = self._first or (time.time(), rows)
         if actor is not None:
@@ -85,7 +93,12 @@ class Tally:
     def read(self) -> Count:
         lines, self._lines = self._lines, []
         return Count(
-            self._done, dict(self._errors), lines, len(self._busy), sum(self._busy.values())
+            self._done,
+            dict(self._errors),
+            lines,
+            len(self._busy),
+            sum(self._busy.values()),
+            self._captions,
         )
 
 

@@ -15,7 +15,7 @@ import ray.train
 import ray.train.torch
 from ray.data import DataContext, Dataset
 
-from captioner import features, model, storage, tower_copy, views
+from captioner import counting, features, model, storage, tower_copy, views
 from captioner.config import JobConfig
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
@@ -24,8 +24,8 @@ from captioner.language_model import BytePairVocabulary, LanguageModel
 from captioner.metrics import CiderD
 from captioner.training import batches
 from captioner.training.progress import Progress
-from captioner.vocabulary import END, Vocabulary
-from jobs import blocks, cost, logs, mixture, progress, session, table_rows
+from captioner.vocabulary import Vocabulary
+from jobs import blocks, cost, counts, logs, mixture, progress, session, table_rows
 from jobs.tasks import map_batches
 from jobs.train_worker import Task, work
 
@@ -42,9 +42,9 @@ def train(config: JobConfig) -> dict[str, Any]:
     session.begin(config)
     workers = session.trainers(config)
     vocabulary = vocabulary or build_vocabulary(config)
-    counts = mixture.counts(config)
+    of_runs = mixture.counts(config)
     validated = mixture.trainable(config.run, "val")
-    images = {"train": mixture.drawn_of(counts, config), "val": validated}
+    images = {"train": mixture.drawn_of(of_runs, config), "val": validated}
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     if missing := tower_copy.write(config.at("model"), config.encoder):
         logs.say(f"train: encoder.model: {missing}")
@@ -85,7 +85,7 @@ def train(config: JobConfig) -> dict[str, Any]:
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
             ),
-            datasets=_datasets(config, identity, sum(counts) + images["val"], tally),
+            datasets=_datasets(config, identity, sum(of_runs) + images["val"], tally),
             dataset_config=ingest,
         )
         trainer.fit()
@@ -146,32 +146,26 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
 
 def build_vocabulary(config: JobConfig) -> Vocabulary:
     """Count the words of the training split in Ray tasks, and keep the frequent ones."""
-    counts: Counter[str] = Counter()
-    for rows in _training_captions(config, blocks.count_training_words):
-        for part in rows.iter_rows():
-            counts[part["word"]] += part["count"]
-    if not counts:
+    words: Counter[str] = Counter()
+    rows = map_batches(_captions(config), blocks.count_training_words, batch_size=None)
+    for part in rows.iter_rows():
+        words[part["word"]] += part["count"]
+    if not words:
         raise InputError("the training split has no captions: see source.captions and split")
     options = config.vocabulary
-    return Vocabulary.build(counts, options.minimum_count, options.remove_stop_words)
+    return Vocabulary.build(words, options.minimum_count, options.remove_stop_words)
 
 
 def cider(config: JobConfig) -> CiderD:
     """CIDEr-D with the document frequencies of the training captions, counted in Ray tasks."""
-    frequencies: Counter[tuple[str, ...]] = Counter()
-    for rows in _training_captions(config, blocks.count_training_ngrams):
-        for part in rows.iter_rows():
-            frequencies[tuple(part["ngram"])] += part["images"]
-    # Every caption has an end: it occurs in as many images as there are.
-    return CiderD(frequencies, frequencies[(END,)])
+    return counting.cider_of(counts.gist(_captions(config), counting.count_training))
 
 
-def _training_captions(config: JobConfig, count: Any) -> Iterator[Dataset]:
-    """What ``count`` makes of the captions of each run that is trained on."""
-    for run in mixture.runs(config):
-        url = storage.join(run.run, "manifest")
-        rows = table_rows.read(url, ["split", "captions"], 10_000)
-        yield map_batches(rows, count, batch_size=None)
+def _captions(config: JobConfig) -> Dataset:
+    """``split captions`` of every image of the runs that are trained on."""
+    urls = [storage.join(run.run, "manifest") for run in mixture.runs(config)]
+    first, *others = [table_rows.read(url, ["split", "captions"], 10_000) for url in urls]
+    return first.union(*others) if others else first
 
 
 def _datasets(

@@ -128,7 +128,7 @@ class Worker:
             if not batch.idle:
                 own.add(loss, batch)
                 seen.append(batch.serials)
-                self._task.tally.add.remote(len(batch.serials), {})
+                self._task.tally.add.remote(len(batch.serials), {}, captions=batch.captions)
             # All workers save after the same step, whoever of them was idle in it.
             every = self._options.checkpoint_steps
             if every and learner.steps % every == 0 and learner.steps != saved_at:

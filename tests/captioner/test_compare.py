@@ -68,6 +68,7 @@ def second(first: JobConfig, tmp_path_factory: pytest.TempPathFactory) -> JobCon
     root = tmp_path_factory.mktemp("second")
     found = another(first, root, better, search={"beam_size": 3}, train={"epochs": 40})
     lines = [{**history_entry(1, 3.0, 3.5), "val_cider": 0.4}, history_entry(2, 2.5, 3.25)]
+    lines[1]["train_reward"] = lines[1].pop("train_loss")  # of a self-critical epoch
     text = "".join(json.dumps(line) + "\n" for line in lines)
     storage.write_text(found.at("model", "history.jsonl"), text)
     return found
@@ -258,7 +259,8 @@ def test_the_page_has_curves_of_both(page: Page) -> None:
     for label in ("A train", "A val", "B train", "B val", "loss, nats per word"):
         assert label in training
     assert training.count("validation CIDEr-D") == 1
-    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
+    assert training.count("training reward") == 1
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 3
     assert "var(--val)" in page.source
 
 

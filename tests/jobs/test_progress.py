@@ -17,7 +17,7 @@ Write = Callable[..., None]
 
 
 def count(done: int, errors: dict[str, int] | None = None, *lines: str, **more: Any) -> Count:
-    return Count(done, errors or {}, [*lines], more.get("actors", 0), more.get("busy", 0.0))
+    return Count(done, errors or {}, [*lines], **{"actors": 0, "busy": 0.0, **more})
 
 
 @pytest.fixture
@@ -91,6 +91,23 @@ def test_a_training_that_goes_back_to_its_checkpoint_has_a_rate_and_time_left(
     found = json.loads((tmp_path / "progress.json").read_text())
     assert (found["per_second"], found["per_second_now"]) == (10.0, 10.0)
     assert found["seconds_left"] == 76.0
+
+
+def test_a_training_says_how_many_captions_a_second_it_learns_from(
+    clock: Write,
+    make: Callable[..., Progress],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = make("train", 1_000)
+    for second in range(61):
+        clock(second)
+        line.write(count(2 * second, captions=10 * second))
+    assert "train: 120/1,000 images, 2.0/s (2.0 now), 7:20 left, 10 captions/s" in (
+        capsys.readouterr().err.splitlines()
+    )
+    found = json.loads((tmp_path / "progress.json").read_text())
+    assert found["captions_per_second"] == 10.0
 
 
 def test_others_can_read_it_from_a_file_meanwhile(
