@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from captioner import features, looks, page, reading, storage, tower_copy
-from captioner.backends.trained import TrainedCaptioner
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.images import Pixels, Preprocessing
@@ -70,6 +69,9 @@ def _of_features(
 def _of_images(
     config: JobConfig, captions: Mapping[str, str], model: str
 ) -> tuple[dict[str, list[Look]], str | None]:
+    # Imported when needed: image towers take seconds, and features none.
+    from captioner.backends.trained import TrainedCaptioner
+
     captioner = TrainedCaptioner(model, tower_copy.options_of(model, config.encoder), "cpu")
     size = captioner.identity.preprocessing
     if reason := looks.why_not(captioner.identity.patches, size):

@@ -21,6 +21,7 @@ from tests.s3 import Door, serve
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
 TINY_VIT = REPOSITORY / "configs" / "tiny-vit"
+MANY = 256  # scenes, of which a job is killed or stopped in the middle
 # The files that take longest, in that order: begun first, none of them is what the end waits for.
 LONGEST = [
     "end_to_end/nodes",
@@ -214,13 +215,13 @@ def finished_output(_finished: Path) -> str:
 
 @pytest.fixture(scope="session")
 def many_scenes(once: Callable[..., Path]) -> Path:
-    """Four hundred scenes with captions."""
-    return once("many", lambda data: scenes.write(data, 400, seed=2))
+    """Two hundred and fifty-six scenes with captions."""
+    return once("many", lambda data: scenes.write(data, MANY, seed=2))
 
 
 @pytest.fixture
 def slow_config(small_config: Path, many_scenes: Path, tmp_path: Path, cluster: str) -> list[str]:
-    """Four hundred scenes, an encoder that takes a while, small blocks and files."""
+    """Many scenes, an encoder that takes a while, small blocks and files."""
     tower = tmp_path / "tower"
     tower.mkdir()
     vision = {"image_size": 96, "patch_size": 12, "width": 384, "layers": 8, "head_width": 64}

@@ -12,11 +12,11 @@ from click.testing import Result
 from PIL import Image
 
 from jobs.stream import rows_written
+from tests.conftest import MANY
 from tests.processes import Command, wait_until, workers
 from tests.shards import assert_each_once
 
 Cli = Callable[..., Result]
-IMAGES = 400
 
 
 def test_a_killed_actor_costs_nothing(
@@ -29,8 +29,8 @@ def test_a_killed_actor_costs_nothing(
         (actor,) = workers(cluster, "EncodeImages")
         actor.send_signal(signal.SIGKILL)
         output = command.finish()
-    assert f"extract: {IMAGES} rows" in output
-    assert_each_once(features, IMAGES)
+    assert f"extract: {MANY} rows" in output
+    assert_each_once(features, MANY)
 
 
 def test_a_second_command_in_the_same_run_directory_is_refused(
@@ -49,10 +49,10 @@ def test_a_second_command_in_the_same_run_directory_is_refused(
 
 @pytest.fixture
 def mostly_bad(tmp_path: Path) -> Path:
-    """Four hundred files, two of three of which are no images."""
+    """Two hundred files, two of three of which are no images."""
     images = tmp_path / "bad"
     images.mkdir()
-    for number in range(400):
+    for number in range(200):
         path = images / f"{number:03d}.png"
         if number % 3:
             path.write_text("not a picture")
@@ -71,10 +71,10 @@ def test_a_source_that_is_mostly_unreadable_stops_the_job(
     assert "not an image" in stopped
     assert "more than image.max_error_rate 0.05 allows" in stopped
     done = rows_written(str(tmp_path / "run" / "features.checkpoints"))
-    assert 0 < done < 400
+    assert 0 < done < 200
     went_on = captioner("extract", *config, "--max-error-rate", "1").output
     assert f"{done} kept" in went_on
-    assert_each_once(str(tmp_path / "run" / "features"), 400)
+    assert_each_once(str(tmp_path / "run" / "features"), 200)
 
 
 def test_what_cannot_be_scheduled_is_said_with_numbers(captioner: Cli, small_config: Path) -> None:

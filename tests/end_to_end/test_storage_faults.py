@@ -16,14 +16,12 @@ import pytest
 from click.testing import Result
 
 from jobs.stream import rows_written
+from tests.conftest import MANY
 from tests.processes import Command, wait_until
 from tests.s3 import BUCKET, Door
 from tests.shards import assert_each_once
 
 Cli = Callable[..., Result]
-IMAGES = 400
-
-
 FULL_DISK = """
 set -e
 mount -t tmpfs -o size=4m tmpfs "$1"
@@ -78,15 +76,15 @@ def test_an_s3_server_that_is_gone_for_twenty_seconds_costs_nothing(
     remote.put(str(many_scenes / "Images"), source.removeprefix("s3://"), recursive=True)
     config = [*slow_config, f"--set=source.images={source}", f"--set=run={run}"]
     indexed = captioner("index", *config).output
-    assert f"index: {IMAGES} images" in indexed
+    assert f"index: {MANY} images" in indexed
     with Command("extract", *config) as command:
         wait_until(lambda: rows_written(f"{run}/features.checkpoints") >= 64, command)
         s3.shut()
         time.sleep(20)
         s3.unlock()
         output = command.finish()
-    assert f"extract: {IMAGES} rows" in output
-    assert_each_once(f"{run}/features", IMAGES)
+    assert f"extract: {MANY} rows" in output
+    assert_each_once(f"{run}/features", MANY)
     assert "nothing new" in captioner("extract", *config, "--update").output
 
 
