@@ -61,7 +61,11 @@ class Learner:
         self._share = share
         self._first = copy.deepcopy(decoder.state_dict()) if share < 1.0 else None
         self._dtype = precision.choose(options.precision, device)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self._scaler = torch.amp.GradScaler(
+            device.type,
+            init_scale=2.0**6,  # gradients are of sums over a batch's words, and not of means
+            enabled=self._dtype is torch.float16,
+        )
         self._waiting = 0  # batches whose gradients no step has used yet
         self._count = 0  # what their losses are means of
 
