@@ -289,7 +289,8 @@ class Train(Section):
     """Epochs without a better one after which training stops."""
     gradient_clip: Annotated[float, Field(gt=0.0)] | None = None
     accumulate: Positive = 1
-    """Cut every batch into so many parts, for less memory; the step is the same."""
+    """Cut every batch into so many parts, for less memory; the step is the same, but for what is no
+    mean over its words (attention_regularisation, self_critical.cross_entropy)."""
     precision: Precision = "auto"
     """Of the products; weights and sums stay float32."""
     checkpoint_steps: Positive | None = None

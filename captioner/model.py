@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from captioner.selection import Caption, captions_of
 from captioner.vocabulary import Vocabulary
 
 WEIGHTS = "decoder.safetensors"
+FIRST_STAGE = "cross_entropy.safetensors"  # the best weights before self-critical training
+METADATA_KEY = b"captioner.model"  # of caption shards: the digest of the model that has made them
 LANGUAGE_MODEL = "language_model.json"  # of gpt2: its architecture
 # Why an image has no caption: float16 has overflowed in the tower, or its weights are broken.
 NO_NUMBERS = "the features of this image are not finite numbers"
@@ -159,6 +162,14 @@ class CaptionModel:
 def _finite(values: np.ndarray[Any, Any]) -> Any:
     """``(images, ...)`` -> ``(images,)``: whether all of an image's are finite."""
     return np.isfinite(values).reshape(len(values), -1).all(axis=1)
+
+
+def digest(url: str) -> str:
+    """What tells a model directory from every other: the SHA-256 of its weights and words."""
+    found = hashlib.sha256()
+    for name in (WEIGHTS, "vocabulary.json"):
+        found.update(storage.read_bytes(storage.join(url, name)))
+    return found.hexdigest()
 
 
 def save_weights(url: str, decoder: torch.nn.Module) -> None:

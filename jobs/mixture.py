@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from jobs.tasks import map_batches
 
 # Serials begin at 0 in every run. Beyond so many, those of the next run begin.
 _SERIALS = 1 << 48
+_AT_ONCE = 32  # shards whose serials are read
 
 
 def runs(config: JobConfig) -> list[Share]:
@@ -75,11 +78,24 @@ def drawn_of(counts: list[int], config: JobConfig) -> int:
 
 def shards(config: JobConfig, columns: list[str], tally: Any) -> Dataset:
     """Rows of all runs' feature shards, the shards spread; of each row group one view."""
-    urls = [manifest.files(storage.join(run.run, "features")) for run in runs(config)]
+    urls = [in_order(manifest.files(storage.join(run.run, "features"))) for run in runs(config)]
     files = spread(urls)
     arguments = (columns, views.suffixes(config.features), config.train.seed, tally)
     rows = ray.data.from_items(files, override_num_blocks=len(files))
     return map_batches(rows, read_shards, fn_args=arguments, batch_size=1)
+
+
+def in_order(urls: list[str]) -> list[str]:
+    """Shards by the lowest serial in each: their names hold what Ray has drawn at random, and a
+    seed is to give the same training again."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        lowest = pool.map(_lowest_serial, urls)
+        return [url for _, url in sorted(zip(lowest, urls))]
+
+
+def _lowest_serial(url: str) -> int:
+    with storage.parquet(url) as parquet:
+        return int(pc.min(parquet.read(["serial"])["serial"]).as_py())
 
 
 def spread(urls: list[list[str]]) -> list[dict[str, Any]]:
@@ -102,12 +118,13 @@ def read_shards(
     for file in files.to_pylist():
         with storage.parquet(file["url"]) as parquet:
             for group in range(parquet.num_row_groups):
-                key = f"{file['url'].rpartition('/')[2]}#{group}"
+                serials = parquet.read_row_group(group, ["serial"])["serial"]
+                key = f"{file['run']}#{pc.min(serials).as_py()}"
                 view = views.chosen(others, key, seed, epoch)
                 seen = views.columns_of(columns, view)
                 rows = parquet.read_row_group(group, seen).select(seen).rename_columns(columns)
-                serials = rows["serial"].to_numpy() + file["run"] * _SERIALS
-                yield rows.set_column(columns.index("serial"), "serial", pa.array(serials))
+                of_all = pa.array(serials.to_numpy() + file["run"] * _SERIALS)
+                yield rows.set_column(columns.index("serial"), "serial", of_all)
 
 
 def drawn(rows: pa.Table, shares: list[float], seed: int, tally: Any) -> pa.Table:

@@ -44,6 +44,11 @@ def train(config: JobConfig) -> dict[str, Any]:
     vocabulary = vocabulary or build_vocabulary(config)
     of_runs = mixture.counts(config)
     validated = mixture.trainable(config.run, "val")
+    if validated < (most := max(workers.count, workers.most or 0)):
+        raise InputError(
+            f"{config.at()}: {validated} val images for {most} training workers, each of which "
+            "needs one at least (split, cluster.train_workers)"
+        )
     images = {"train": mixture.drawn_of(of_runs, config), "val": validated}
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     if missing := tower_copy.write(config.at("model"), config.encoder):

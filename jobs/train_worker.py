@@ -93,8 +93,7 @@ class Worker:
         decoder.to(self._device)
         rate, epochs = options.learning_rate, options.epochs
         if stage == "self_critical":
-            weights = storage.read_bytes(task.config.at("model", model.WEIGHTS))
-            decoder.load_state_dict(safetensors.torch.load(weights))
+            decoder.load_state_dict(safetensors.torch.load(self._first_stage()))
             rate, epochs = options.self_critical.learning_rate, options.self_critical.epochs
         elif isinstance(decoder, GPT2Decoder) and settings.pretrained is not None:
             decoder.load_pretrained(settings.pretrained)
@@ -110,6 +109,17 @@ class Worker:
             has_learned=stage == "self_critical",
             share=options.self_critical.share if stage == "self_critical" else 1.0,
         )
+
+    def _first_stage(self) -> bytes:
+        """Its best weights, which are kept: a crash may come after the second stage has written its
+        own over them, and before there is a checkpoint of it."""
+        kept = self._task.config.at("model", model.FIRST_STAGE)
+        if storage.exists(kept):
+            return storage.read_bytes(kept)
+        weights = storage.read_bytes(self._task.config.at("model", model.WEIGHTS))
+        if self._rank == 0:
+            storage.write_bytes(kept, weights)
+        return weights
 
     def run_epoch(self, stage: Stage) -> None:
         """Learn from every training image that the epoch has not seen yet, validate, save."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -95,10 +94,13 @@ def batches(
     ``idle``: a table of which nothing is left gives an idle batch, for as many steps as before:
     workers must step together.
     """
+    seen = np.sort(done) if done is not None and len(done) else None
     for rows in tables:
         left = rows
-        if done is not None and len(done):
-            left = rows.filter(pc.invert(pc.is_in(rows["serial"], pa.array(done))))
+        if seen is not None:
+            serials = rows["serial"].to_numpy()
+            places = np.minimum(np.searchsorted(seen, serials), len(seen) - 1)
+            left = rows.filter(pa.array(seen[places] != serials))
         if len(left):
             yield collate(left, vocabulary, options, device)
         elif idle:

@@ -67,7 +67,7 @@ class Learner:
             enabled=self._dtype is torch.float16,
         )
         self._waiting = 0  # batches whose gradients no step has used yet
-        self._count = 0  # what their losses are means of
+        self._count = 0  # words that their losses are means of
 
     @property
     def kept(self) -> nn.Module:
@@ -95,7 +95,7 @@ class Learner:
         with alone:
             with self.mixed_precision():
                 loss = objective()
-            count = 0 if idle else loss.count
+            count = 0 if idle else loss.words
             summed: Tensor = self._scaler.scale(loss.objective * count)
             summed.backward()  # type: ignore[no-untyped-call]
         self._waiting += 1
@@ -105,9 +105,16 @@ class Learner:
         return loss
 
     def step(self) -> None:
-        """Use the gradients."""
+        """Use the gradients, if any worker has learned from anything."""
+        count = self._count_of_all()
+        if not self._count and not count.item():  # every worker sees the same
+            self._optimizer.zero_grad(set_to_none=True)
+            self._waiting = 0
+            return
         self._scaler.unscale_(self._optimizer)
-        self._divide()
+        # Gradients of sums -> those of the mean over all workers.
+        gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, count)
         if self._options.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.decoder.parameters(), self._options.gradient_clip)
         self._scaler.step(self._optimizer)
@@ -119,16 +126,14 @@ class Learner:
         if self._average is not None:
             self._average.update_parameters(self.decoder)
 
-    def _divide(self) -> None:
-        """Gradients of sums -> those of the mean over all workers."""
+    def _count_of_all(self) -> Tensor:
+        """Words that the waiting gradients are of. Those are averages over workers; so is this."""
         device = next(self.decoder.parameters()).device
         count = torch.tensor(float(self._count), device=device)
         if torch.distributed.is_initialized():
-            # Workers' gradients are averages over workers; so must be what they are divided by.
             torch.distributed.all_reduce(count)
             count /= torch.distributed.get_world_size()
-        gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, count.clamp(min=1e-6))  # all may be idle
+        return count
 
     def state(self) -> dict[str, Any]:
         """All but the decoder's own weights."""

@@ -21,6 +21,7 @@ class Loss:
     objective: Tensor  # (), with a gradient
     total: float  # summed over what it counts: plain cross-entropy in nats, or reward
     count: int  # words, or captions
+    words: int  # that the objective is a mean over
 
 
 def cross_entropy(decoder: nn.Module, batch: Batch, options: Train, own_words: float = 0.0) -> Loss:
@@ -51,7 +52,7 @@ def cross_entropy(decoder: nn.Module, batch: Batch, options: Train, own_words: f
         looks = looks.float() * keep.unsqueeze(-1)  # (images, captions, length, patches)
         uneven = ((1 - looks.sum(dim=2)) ** 2)[keep.any(dim=-1)].mean()
         loss = loss + options.attention_regularisation * uneven
-    return Loss(loss, -float(said.detach().sum()), len(said))
+    return Loss(loss, -float(said.detach().sum()), len(said), len(said))
 
 
 def of_words(log_probability: Tensor, words: Tensor, keep: Tensor) -> Tensor:

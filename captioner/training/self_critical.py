@@ -99,7 +99,7 @@ def self_critical(
     decoder.train()
     if critic.cross_entropy:
         loss = loss + critic.cross_entropy * cross_entropy(model, batch, options).objective
-    return Loss(loss, float(rewards.sum()), rewards.numel())
+    return Loss(loss, float(rewards.sum()), rewards.numel(), len(said))
 
 
 @torch.no_grad()

@@ -63,6 +63,16 @@ def test_shards_of_a_small_run_are_spread_over_those_of_a_large_one() -> None:
     assert [[file["run"] for file in files[at : at + 4]].count(1) for at in (0, 4, 8)] == [1, 1, 1]
 
 
+def test_shards_stand_in_the_order_of_their_images_whatever_they_are_called(
+    tmp_path: Path,
+) -> None:
+    serials = {"a": [9, 7], "b": [1, 30], "c": [4]}
+    for name, values in serials.items():
+        storage.write_table(f"{tmp_path}/{name}.parquet", pa.table({"serial": values}))
+    urls = mixture.in_order([f"{tmp_path}/{name}.parquet" for name in serials])
+    assert [Path(url).stem for url in urls] == ["b", "c", "a"]
+
+
 def test_an_epoch_draws_its_share_and_the_next_one_others() -> None:
     serials = np.concatenate([np.arange(10_000), np.arange(10_000) + (1 << 48)])
     shares = [1.0, 0.25]

@@ -67,6 +67,7 @@ def test_the_gradient_is_that_of_reinforce_with_the_others_as_baseline(
     reward = Fixed(CiderD({}, 0), 0.0)
     loss = self_critical(decoder, decoder, batch, train, VOCABULARY, reward)
     assert (loss.total, loss.count) == (4.0, 2)
+    assert loss.words == 6
 
     assert batch.tokens is not None
     expected = torch.tensor(0.0)
