@@ -164,7 +164,8 @@ class Names:
             candidates = self._by_file_name.get(file_name, [])
             name = candidates[0] if len(candidates) == 1 else None
             if not candidates and (number := _COCO_2017.match(file_name)):
-                name = self._numbers.get(number[1])
+                of_2014 = self._numbers.get(number[1], "")
+                name = of_2014 if of_2014.endswith(f"_{file_name}") else None
         if name is not None and self._user.setdefault(name, image_id) != image_id:
             raise InputError(
                 f"{self._origin}: `{name}` stands for both {self._user[name]} and {image_id}; "

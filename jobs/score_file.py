@@ -88,7 +88,8 @@ def _write_captions(config: JobConfig, file: str, known: CaptionFile) -> int:
 def _matched(file: str, known: CaptionFile) -> Iterator[Row]:
     """A row for each image of the file, then for those with references that it leaves out."""
     with_references = {name: texts for name, texts in known.captions.items() if texts}
-    names, serial = Names(list(with_references), file), itertools.count()
+    names = Names(list(with_references), file, known.numbers)
+    serial = itertools.count()
     seen: set[str] = set()
     for image, text in results.read(file):
         name = known.numbers.get(image) or names.find(image)

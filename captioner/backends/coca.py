@@ -51,6 +51,8 @@ class CoCaCaptioner:
         if ":" in model:  # local-dir: and hf-hub: bring their own
             model, weights = name, ""
         known = open_clip.list_pretrained_tags_by_model(model)
+        # Those that have learned to caption after they have learned to compare, where there are.
+        known.sort(key=lambda tag: not tag.startswith("mscoco_finetuned"))
         weights = weights or (known[0] if known else "")
         options = EncoderOptions(model=model, pretrained=weights or "its own")
         self._device = torch.device(device)

@@ -14,6 +14,9 @@ from captioner.errors import InputError
 IMAGES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
 URIS = ("uri", "url", "URL", "image_url", "path", "image_path")
 CAPTIONS = ("caption", "captions", "text", "TEXT")
+# img2dataset's of a row: what else than "success" has no image, and none was expected.
+STATUS = "status"
+SUCCESS = "success"
 KEYS = ("key", "__key__", "image_id", "id")
 
 
@@ -64,6 +67,12 @@ def captions(schema: pa.Schema, chosen: str | None, url: str) -> str | None:
 
 def key(schema: pa.Schema, chosen: str | None, url: str) -> str | None:
     return _optional(schema, chosen, KEYS, f"{url}: source.key_column")
+
+
+def status(schema: pa.Schema) -> str | None:
+    """The column that says which rows img2dataset could fetch, in files of its making."""
+    fetched = {STATUS, "error_message"} <= set(schema.names)
+    return STATUS if fetched and _is_text(schema.field(STATUS).type) else None
 
 
 def kept(schema: pa.Schema, chosen: Sequence[str], url: str) -> list[str]:

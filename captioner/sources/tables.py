@@ -17,7 +17,7 @@ def list_rows(part: Part, source: Source) -> Iterator[pa.Table]:
     """Every row is an image, ``PATH/KEY``; without a key column, ``PATH/ROW``.
 
     The image bytes are not read: a row has no size before it is decoded. Its version is that of
-    its file.
+    its file. Rows of images that img2dataset could not fetch are passed over.
     """
     rows = Rows(source)
     fs, path = storage.filesystem(part.url)
@@ -28,8 +28,12 @@ def list_rows(part: Part, source: Source) -> Iterator[pa.Table]:
         columns.images(schema, source.image_column, part.url)
         key = columns.key(schema, source.key_column, part.url)
         caption = columns.captions(schema, source.caption_column, part.url)
+        status = columns.status(schema)
         kept = columns.kept(schema, source.keep_columns, part.url)
-        for number, row in enumerate(_rows(part.url, filter(None, {key, caption, *kept}))):
+        for number, row in enumerate(_rows(part.url, filter(None, {key, caption, status, *kept}))):
+            if status and row[status] != columns.SUCCESS:
+                rows.skip(f"img2dataset: {row[status]}")
+                continue
             name = None if key is None else row[key]
             image_id = f"{part.prefix}/{str(number).zfill(8) if name is None else name}"
             if rows.wants(image_id):

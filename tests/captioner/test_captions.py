@@ -343,6 +343,16 @@ def test_two_images_that_claim_one_bare_name_are_refused() -> None:
         names.find("y/a.jpg")
 
 
+def test_images_of_coco_2017_are_found_by_their_number_and_no_others() -> None:
+    numbers = {"42": "val2014/COCO_val2014_000000000042.jpg", "3": "000000000002.jpg"}
+    names = Names(list(numbers.values()), "captions.json", numbers)
+    assert names.find("val2017/000000000042.jpg") == "val2014/COCO_val2014_000000000042.jpg"
+    assert names.find("val2017/000000000002.jpg") == "000000000002.jpg"
+    # A file of one's own may number its images in another way than their names.
+    assert names.find("val2017/000000000003.jpg") is None
+    assert names.find("42.jpg") is None
+
+
 def test_names_that_no_image_asked_for_are_known() -> None:
     names = Names(["a.jpg", "b.jpg", "c.jpg"], "captions.txt")
     assert names.unused == {"a.jpg", "b.jpg", "c.jpg"}

@@ -138,12 +138,13 @@ def cc3m_parquet(root: Path) -> Made:
     columns = {
         "key": ["000000000", "000000001"],
         "status": ["success", "failed_to_download"],
+        "error_message": [None, "HTTP Error 404: Not Found"],
         "caption": ["a very typical bus station", "gone"],
         "url": ["http://example.org/1.jpg", "http://example.org/2.jpg"],
         "jpg": [b"x", None],
     }
     pq.write_table(pa.table(columns), root / "00000.parquet")
-    expected = {"000000000": ("train", ["a very typical bus station"])}
+    expected = {"00000.parquet/000000000": ("train", ["a very typical bus station"])}
     return {"images": f"{root}/*.parquet"}, expected
 
 
