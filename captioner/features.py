@@ -101,14 +101,26 @@ def find_identity(url: str) -> EncoderIdentity | None:
     Raises:
         InputError: a shard is not captioner's.
     """
+    metadata = find_metadata(url)
+    return EncoderIdentity.from_dict(json.loads(metadata[METADATA_KEY])) if metadata else None
+
+
+def find_metadata(url: str) -> dict[bytes, bytes] | None:
+    """What the shards of features or captions carry about who made them.
+
+    Raises:
+        InputError: a shard is not captioner's.
+    """
     filesystem, _ = storage.arrow_filesystem(url)
     for path in storage.files(url, ""):
         if path.endswith(".parquet"):
             with contextlib.suppress(pa.ArrowInvalid):
-                metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+                metadata: dict[bytes, bytes] = (
+                    pq.read_schema(path, filesystem=filesystem).metadata or {}
+                )
                 if METADATA_KEY not in metadata:
                     raise InputError(f"{path}: not a feature shard: its metadata names no encoder")
-                return EncoderIdentity.from_dict(json.loads(metadata[METADATA_KEY]))
+                return metadata
     return None
 
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from captioner import features, looks, page, reading, storage, tower_copy
+from captioner import features, looks, page, reading, redaction, storage, tower_copy
 from captioner.config import JobConfig
-from captioner.errors import InputError
 from captioner.images import Pixels, Preprocessing
-from captioner.model import CaptionModel
+from captioner.model import METADATA_KEY, CaptionModel, digest
 from captioner.model import Look as Weights
 
 
@@ -42,9 +41,14 @@ def maps(
     if model is None:
         return {}, "This run directory has no model or no features of its own to draw maps from."
     try:
+        made = (features.find_metadata(config.at("captions")) or {}).get(METADATA_KEY)
+        if made is not None and made.decode() != digest(model):
+            return {}, "Their model has been trained anew since; it would look elsewhere."
         return _of_images(config, captions, model)
-    except InputError as error:  # a page without its maps is better than none
-        return {}, f"The model of these captions cannot be had to draw maps from: {error}"
+    except Exception as error:  # each fsspec file system raises its own
+        # A page without its maps is better than none.
+        reason = redaction.clean(f"{type(error).__name__}: {error}")[:200]
+        return {}, f"The model of these captions cannot be had to draw maps from: {reason}"
 
 
 def _of_features(

@@ -11,12 +11,12 @@ import ray
 import torch
 from ray.data import Dataset
 
-from captioner import backends, features, manifest, precision, storage, tower_copy
+from captioner import backends, features, manifest, precision, redaction, storage, tower_copy
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, sentence_bleu_4
-from captioner.model import NO_NUMBERS, CaptionModel
+from captioner.model import METADATA_KEY, NO_NUMBERS, CaptionModel, digest
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 from jobs import blocks, formats, session, stream, table_rows
@@ -50,7 +50,8 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     model = CaptionModel.load(model_url)
     model.check_encoder(identity, config.at("features"))
     model.check_search(config.search)
-    schema = SCHEMA.with_metadata(identity.metadata())
+    of_model = _of_model(config, digest(storage.resolve(model_url)), model_url)
+    schema = SCHEMA.with_metadata({**identity.metadata(), **of_model})
     columns = [name for name in features.schema(identity).names if name not in ("width", "height")]
     rows = table_rows.Input(config.at("features"), columns, config.caption.splits)
     if not manifest.count(rows.url, rows.splits):
@@ -80,7 +81,8 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     # The driver loads it too: what cannot be had stops the job here, before Ray starts.
     tower = None if foreign else Tower.load(options)
     encoder = backends.load(where, options, config.search, tower=tower).identity
-    schema = SCHEMA.with_metadata(encoder.metadata())
+    of_model = _of_model(config, encoder.weights_sha256 if foreign else digest(where), model)
+    schema = SCHEMA.with_metadata({**encoder.metadata(), **of_model})
     rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
 
     def decoded(images: Dataset, tally: Any) -> Dataset:
@@ -90,6 +92,23 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     arguments = (where, options, ray.put(tower))  # Ray brings it to each node once
     model_bytes = precision.bytes_of(tower.visual) if tower else None
     return _caption(config, CaptionImages, arguments, rows, schema, decoded, model_bytes)
+
+
+def _of_model(config: JobConfig, digest: str, model: str) -> dict[bytes, str]:
+    """What caption shards carry about their model.
+
+    Raises:
+        InputError: the captions that are there are another model's.
+    """
+    url = config.at("captions")
+    there = (features.find_metadata(url) or {}).get(METADATA_KEY) if storage.exists(url) else None
+    if there is not None and there.decode() != digest:
+        raise InputError(
+            f"{url}: these captions are of another model than {redaction.clean(model)} is now. "
+            "Captions of two must never meet: give --out or run= a new directory, or make all of a "
+            "run's anew with `captioner run --redo caption`"
+        )
+    return {METADATA_KEY: digest}
 
 
 def searched_together(config: JobConfig, on_gpu: bool, foreign: bool = False) -> int:

@@ -50,7 +50,12 @@ def caption(
             lines.append(job.describe(job.caption_images(config, model)))
         if captions or scores.countable(config.at("captions")):
             with logs.about(step="score"):
-                lines.append(score.describe(score.score(config)))
+                current = score.is_current(config)
+                url = config.at("metrics.json")
+                metrics = storage.read_json(url) if current else score.score(config)
+                lines.append(score.describe(metrics))
+        elif config.score.group_by is not None:
+            lines.append("score: nothing has references to score it by (--captions)")
     lines.append(f"captions: {config.at('captions')}")
     lines.append(f"to look at them: {shlex.join(['captioner', 'report', config.at()])}")
     return pipeline.with_warning(config, "\n".join(lines))

@@ -21,15 +21,17 @@ _ROWS = 10_000
 
 
 def write(config: JobConfig) -> list[str]:
-    """Write what is asked for and was not yet written whole of these captions. Returns lines for
-    people."""
+    """Write what is asked for, or was before, and was not yet written whole of these captions: what
+    stands beside them is never older. Returns lines for people."""
     url, lines = config.at("captions", _WRITTEN), []
     captions = version(config, "caption")
     assert captions is not None
     of_these = [*captions]  # as JSON gives it back
     written = storage.read_json(url) if storage.exists(url) else {}
-    for name in config.caption.formats:
+    for name in dict.fromkeys([*config.caption.formats, *written]):
         target = config.at(FORMATS[name])
+        if name not in config.caption.formats and not storage.exists(target):
+            continue  # it was deleted since
         if written.get(name) != of_these or not storage.exists(target):
             lines.append(f"{name}: {_WRITERS[name](config, target):,} captions, {target}")
             written[name] = of_these

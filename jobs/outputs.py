@@ -66,7 +66,16 @@ def rows_written(checkpoints: str, after: int = -1) -> int:
     return int(written.count_rows(filter=manifest.where(after=after)))
 
 
+def command_of(config: JobConfig) -> str | None:
+    """The command that has captioned this directory with a given model; None: it is a run."""
+    return _made_by(config).get("command")
+
+
 def model_of(config: JobConfig) -> str | None:
     """The model that has captioned this directory; None: the run's own, or it is not known."""
+    return _made_by(config).get("model")
+
+
+def _made_by(config: JobConfig) -> dict[str, str]:
     url = config.at(COMMAND)
-    return storage.read_json(url).get("model") if storage.exists(url) else None
+    return dict(storage.read_json(url)) if storage.exists(url) else {}

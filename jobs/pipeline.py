@@ -13,7 +13,7 @@ from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
 from jobs import blocks, lock, logs, stopping
-from jobs.outputs import OUTPUTS, is_done, model_of
+from jobs.outputs import OUTPUTS, command_of, is_done, model_of
 
 
 def run(config: JobConfig, redo: str | None = None, update: bool = False) -> None:
@@ -22,6 +22,11 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
     ``update`` lists the source again, whatever was done before, and brings features, captions,
     scores and report up to date with it. The model stays as it is.
     """
+    if (made := command_of(config)) is not None:
+        raise InputError(
+            f"{config.at()}: this is a captioned directory, and no run with a model of its own. "
+            f"What goes on with it is: {made}"
+        )
     with at_work(config):
         prepare(config, redo)
         if (config.score.also or config.score.group_by) and not is_done(config, "score"):
@@ -39,7 +44,22 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
             # What was made of the captions, or of the scores, before is out of date.
             for later in {"caption": ("report", "score"), "score": ("report",)}.get(stage, ()):
                 discard(config, later)
+            if stage in ("extract", "train"):
+                _require_images(config)
             _run_stage(config, stage)
+
+
+def _require_images(config: JobConfig) -> None:
+    """See that there will be something to caption, and not after hours of training.
+
+    Raises:
+        InputError: no image is in the splits that are to be captioned.
+    """
+    splits = config.caption.splits
+    if not manifest.count(config.at("manifest"), splits):
+        raise InputError(
+            f"caption.splits: no images in {', '.join(splits)}: name others, or see split"
+        )
 
 
 def run_stage(
@@ -51,8 +71,8 @@ def run_stage(
         InputError: the stage before it has not been run.
     """
     with at_work(config):
-        # Scores are made anew whenever they are asked for; other ones may be asked for.
-        prepare(config, redo=stage if stage == "score" else None)
+        # Scores and pages are made anew whenever they are asked for; other ones may be asked for.
+        prepare(config, redo=stage if stage in ("score", "report") else None)
         if update:
             _run_stage(config, "index")
         if retry_errors:
@@ -133,7 +153,7 @@ def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> 
             for key, values in configuration.differences(before, config).items()
             if configuration.stage_of(key) not in anew and _has_begun(config, key, fused)
         }
-        if differences and _only_a_second_stage(before, differences):
+        if differences and not fused and _only_a_second_stage(before, differences):
             logs.say("train: goes on with the self-critical stage")
             for stage in ("report", "score", "caption"):
                 discard(config, stage)

@@ -22,7 +22,7 @@ from captioner import counting, features, groups, manifest, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import ORDERS, CiderD, java, most_frequent
-from jobs import counts, progress, score_actors, session, stream, table_rows, tasks
+from jobs import counts, outputs, progress, score_actors, session, stream, table_rows, tasks
 
 COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
 _ROWS_PER_BLOCK = 1_000
@@ -78,7 +78,8 @@ def score(config: JobConfig) -> dict[str, Any]:
     summary = storage.read_summary(captions)
     seconds = round(time.monotonic() - started, 1)
     serial = summary["serial"] if summary else None
-    storage.write_summary(target, {"rows": images, "serial": serial, "seconds": seconds})
+    made = {"rows": images, "serial": serial, "seconds": seconds}
+    storage.write_summary(target, {**made, "options": config.score.model_dump()})
     variety = counting.variety_of(found)
     metrics = {
         "images": images,
@@ -95,6 +96,13 @@ def score(config: JobConfig) -> dict[str, Any]:
         metrics["groups"] = {"by": config.score.group_by, "scores": of_groups}
     storage.write_json(config.at("metrics.json"), metrics)
     return metrics
+
+
+def is_current(config: JobConfig) -> bool:
+    """Whether these captions have been scored, as they are to be."""
+    summary = storage.read_summary(config.at("scores"))
+    same = summary is not None and summary.get("options") == config.score.model_dump()
+    return same and outputs.is_done(config, "score")
 
 
 def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images: int) -> None:

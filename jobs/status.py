@@ -41,9 +41,8 @@ def _command(config: JobConfig) -> str | None:
 
     Empty where it is not known: the directory is of an earlier version, or a scored file.
     """
-    url = config.at(outputs.COMMAND)
-    if storage.exists(url):
-        return str(storage.read_json(url)["command"])
+    if (command := outputs.command_of(config)) is not None:
+        return command
     has_stages = any(storage.exists(config.at(name)) for name in ("features", "model"))
     return "" if config.name.startswith("captions of ") and not has_stages else None
 

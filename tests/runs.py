@@ -79,7 +79,8 @@ def build_run(root: Path) -> JobConfig:
     history = [history_entry(1, 4.25, 4.5), history_entry(2, 3.25, 3.75), history_entry(3, 2.5, 4)]
     lines = "".join(json.dumps(entry) + "\n" for entry in history)
     storage.write_text(config.at("model", "history.jsonl"), lines)
-    write_captions(config, captions_of(rows.slice(6)))
+    known = encoder.identity.metadata()
+    write_captions(config, captions_of(rows.slice(6)).replace_schema_metadata(known))
     write_metrics(config, encoder.identity.to_dict())
     return config
 

@@ -28,6 +28,7 @@ def with_config(command: Callable[..., None]) -> Callable[..., None]:
 update_option = click.option(
     "--update", is_flag=True, help="List the source again first: new, changed, deleted images."
 )
+WITH_MODEL = "--out, --captions, --group-by and --retry-errors go with --model"
 group_by_option = click.option(
     "--group-by",
     metavar="WHAT",

@@ -7,6 +7,7 @@ import click
 from captioner.config import STAGES, JobConfig
 from jobs import logs
 from jobs.cli.options import (
+    WITH_MODEL,
     error_rate_option,
     group_by_option,
     load,
@@ -150,9 +151,7 @@ def caption(
     extra = (*overrides, f"caption.formats=[{','.join(formats)}]") if formats else overrides
     if model is None:
         if out or captions or group_by or retry_errors:
-            raise click.UsageError(
-                "--out, --captions, --group-by and --retry-errors go with --model"
-            )
+            raise click.UsageError(WITH_MODEL)
         _stage("caption", load(source, extra))
         return
     if out is None:

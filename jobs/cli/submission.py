@@ -13,7 +13,7 @@ from captioner import redaction
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from jobs.cli import stages
-from jobs.cli.options import read
+from jobs.cli.options import WITH_MODEL, read
 from jobs.submit import CONFIG, Submission
 
 _COMMANDS: dict[str, click.Command] = {
@@ -40,8 +40,9 @@ def prepare(stage: str, arguments: tuple[str, ...]) -> Submission:
     overrides = (*given["overrides"], *_overrides(given))
     if given.get("model") is not None:
         return _directory(given, overrides)
-    if any(given.get(name) for name in ("out", "captions", "retry_errors") if stage == "caption"):
-        raise click.UsageError("--out, --captions and --retry-errors go with --model")
+    alone = ("out", "captions", "group_by", "retry_errors") if stage == "caption" else ()
+    if any(given.get(name) for name in alone):
+        raise click.UsageError(WITH_MODEL)
     config = str(given.get("config") or given["source"])
     values, origin = read(config, overrides)
     checked = _check(values, origin)

@@ -538,6 +538,34 @@ def test_captions_of_a_model_elsewhere_have_its_maps(run: JobConfig, tmp_path: P
         assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).max() < 8
 
 
+def test_maps_that_cannot_be_drawn_leave_a_page_with_the_reason(
+    run: JobConfig, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(run.at("model"), elsewhere)
+    storage.remove(run.at("features"))
+    rows = manifest.read(run.at("captions"))
+    known = {**rows.schema.metadata, model.METADATA_KEY: model.digest(str(elsewhere))}
+    write_captions(run, rows.replace_schema_metadata(known))
+    assert list(maps_of(Page(report.write(run, str(elsewhere)))))
+    vocabulary = elsewhere / "vocabulary.json"
+    before = vocabulary.read_text()
+    vocabulary.write_text(before.replace('"circle"', '"ellipse"'))
+    assert "trained anew since" in Page(report.write(run, str(elsewhere))).sections["attention"]
+    vocabulary.write_text(before)
+    described = elsewhere / "config.yaml"
+    described.write_text(described.read_text().replace("hidden_size: 16", "hidden_size: 24"))
+    page = Page(report.write(run, str(elsewhere)))
+    assert "cannot be had to draw maps from: RuntimeError" in page.sections["attention"]
+
+
+def test_captions_that_are_newer_than_their_scores_have_no_page(run: JobConfig) -> None:
+    storage.write_summary(run.at("scores"), {"rows": 22, "serial": 29})
+    storage.write_summary(run.at("captions"), {"rows": 25, "serial": 30})
+    with pytest.raises(InputError, match="newer than their scores"):
+        report.write(run)
+
+
 def test_captions_of_a_model_that_is_gone_have_a_page_all_the_same(run: JobConfig) -> None:
     storage.remove(run.at("features"))
     page = Page(report.write(run, run.at("no-model")))

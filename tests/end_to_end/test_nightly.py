@@ -118,6 +118,18 @@ def test_captions_of_a_directory_follow_it(
     new = {name: text for name, text in captions.items() if text is not None}
     assert said == {**new, "01.txt": "written once"}
 
+    # Captions of another model are never put beside these, nor are these deleted for them.
+    for changed in ("vocabulary.json", "config.yaml"):
+        file = finished_run / "model" / changed
+        before = file.read_text()
+        words = {"vocabulary.json": ("red", "rot"), "config.yaml": ("  epochs: 0", "  epochs: 2")}
+        file.write_text(before.replace(*words[changed]))
+        assert file.read_text() != before
+        refused = captioner(*command, status=2).output
+        assert "another model" in refused or "train.self_critical.epochs: 0 there" in refused
+        assert rows_of(tmp_path / "out" / "captions") == second
+        file.write_text(before)
+
 
 def test_failed_images_are_tried_again_when_asked_for(
     captioner: Cli, small_config: Path, growing: Path, tmp_path: Path

@@ -103,6 +103,7 @@ def test_a_finished_run_goes_on_with_self_critical_training(
     assert history[-1]["train_reward"] > 0
     assert history[-1]["val_cider"] >= 0
     assert (finished_run / "model" / "decoder.safetensors").read_bytes() != weights
+    assert (finished_run / "model" / "cross_entropy.safetensors").read_bytes() == weights
     assert "self_critical" in (finished_run / "config.yaml").read_text()
     again = captioner("run", finished_run, "--set=train.self_critical.epochs=2", status=2).output
     assert "train.self_critical.epochs: 1 there, 2 here" in again
@@ -195,6 +196,8 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
         assert sample["png"] == (scene_data / "Images" / image_id).read_bytes()
     assert "caption: nothing new; 120 rows" in captioner(*arguments).output
     assert "report.html" in captioner("report", out).output
+    captioner("report", out, "--set=report.gallery=2")  # another page of the same captions
+    assert "a captioned directory" in captioner("run", out, status=2).output
     page = (out / "report.html").read_text()
     assert "All 120 images" in page
     assert "Attention at the word" in page

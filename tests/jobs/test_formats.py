@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from captioner import storage
-from captioner.config import JobConfig, parse
+from captioner.config import Caption, JobConfig, parse
 from jobs import formats
 from jobs.caption import SCHEMA
 
@@ -38,6 +38,18 @@ def test_each_form_is_written_once(cluster: str, config: JobConfig) -> None:
     assert formats.write(config) == []
     Path(config.at("captions.jsonl")).unlink()
     assert [line.split(":")[0] for line in formats.write(config)] == ["jsonl"]
+
+
+def test_a_form_that_is_there_follows_the_captions_whether_asked_for_again_or_not(
+    cluster: str, config: JobConfig
+) -> None:
+    formats.write(config)
+    storage.remove(config.at("sidecar"))
+    caption(config, "a cat", serial=5)
+    without = config.model_copy(update={"caption": Caption(formats=[])})
+    assert [line.split(":")[0] for line in formats.write(without)] == ["jsonl"]
+    assert "a cat" in storage.read_text(config.at("captions.jsonl"))
+    assert not storage.exists(config.at("sidecar"))  # it was deleted, and nobody asks for it
 
 
 def test_what_was_killed_before_or_while_it_wrote_is_written_the_next_time(
