@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ from tests.head import TOKEN, Head, head
 pytestmark = pytest.mark.clusters
 
 SECRETS = {"HF_TOKEN": "hf_secretofthetests", "AWS_SECRET_ACCESS_KEY": "awssecretofthetests"}
+_REPORTED_S = 12  # Ray's workers report their metrics every ten seconds
 SIGNATURE = "deadbeefdeadbeef"
 
 
@@ -43,6 +45,7 @@ def finished(cluster: Head, scene_data: Path, tmp_path_factory: pytest.TempPathF
     )
     watcher.start()
     done = cluster.captioner(*submit, "run", config, "--set=train.epochs=1")
+    time.sleep(_REPORTED_S)
     over.set()
     watcher.join()
     assert done.returncode == 0, done.stdout + done.stderr
