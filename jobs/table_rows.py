@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray.data
-from ray.data import Dataset
+from ray.data import DataContext, Dataset
 
 from captioner import storage
 from captioner.config import JobConfig
@@ -51,6 +52,18 @@ def shards(url: str, columns: list[str]) -> Dataset:
     # Left alone, Ray cuts what it reads into 200 blocks, of one or two rows for a small source.
     dataset = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=max(1, files))
     return dataset.select_columns(columns)
+
+
+@contextlib.contextmanager
+def in_order(wanted: bool = True) -> Iterator[None]:
+    """What is executed in this block gives its rows in the order of its input, whichever task is
+    done first."""
+    options = DataContext.get_current().execution_options
+    before, options.preserve_order = options.preserve_order, wanted
+    try:
+        yield
+    finally:
+        options.preserve_order = before
 
 
 def rows_per_block(url: str, config: JobConfig, batch_size: int, rows: int, actors: int) -> int:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import ray.train
 import ray.train.torch
-from ray.data import DataContext, Dataset
+from ray.data import Dataset
 
 from captioner import counting, features, model, storage, tower_copy, views
 from captioner.config import JobConfig
@@ -61,7 +59,7 @@ def train(config: JobConfig) -> dict[str, Any]:
     started = time.monotonic()
     with (
         progress.show("train", images["train"] * epochs, config.run) as tally,
-        _in_order(workers) as ingest,
+        table_rows.in_order(),  # or a seed would not give the same model again
     ):
         task = Task(
             config=config,
@@ -91,7 +89,7 @@ def train(config: JobConfig) -> dict[str, Any]:
                 failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
             ),
             datasets=_datasets(config, identity, sum(of_runs) + images["val"], tally),
-            dataset_config=ingest,
+            dataset_config=_ingest(workers),
         )
         trainer.fit()
     seconds = time.monotonic() - started
@@ -119,20 +117,12 @@ class OwnTrainer(ray.train.torch.TorchTrainer):
         return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
 
-@contextlib.contextmanager
-def _in_order(workers: session.Workers) -> Iterator[ray.train.DataConfig]:
-    """How workers get their rows: as they stand in the shards, whichever task is the first to be
-    done, or a seed would not give the same model again."""
-    options = DataContext.get_current().execution_options
-    before, options.preserve_order = options.preserve_order, True
-    try:
-        yield ray.train.DataConfig(
-            # One worker reads all of val itself: no actor has to start to share it out.
-            datasets_to_split=["train"] if workers.range == 1 else "all",
-            execution_options=ray.train.DataConfig.default_ingest_options(),
-        )
-    finally:
-        options.preserve_order = before
+def _ingest(workers: session.Workers) -> ray.train.DataConfig:
+    return ray.train.DataConfig(
+        # One worker reads all of val itself: no actor has to start to share it out.
+        datasets_to_split=["train"] if workers.range == 1 else "all",
+        execution_options=ray.train.DataConfig.default_ingest_options(),
+    )
 
 
 def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary | None]:

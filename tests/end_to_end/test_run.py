@@ -15,6 +15,7 @@ from webdataset import WebDataset
 
 from captioner import manifest, storage
 from captioner.vocabulary import tokenize
+from jobs import mixture
 from tests.conftest import TINY_VIT
 from tests.language import save_gpt2
 
@@ -84,6 +85,21 @@ def test_feature_shards_are_bounded_and_readable_by_arrow_alone(finished_run: Pa
     encoder = json.loads(schema.metadata[b"captioner.encoder"])
     assert encoder["pretrained"] == "none"
     assert len(encoder["weights_sha256"]) == 64
+
+
+def test_features_come_in_the_order_of_the_images_whichever_encoder_is_done_first(
+    captioner: Cli, small_config: Path, tmp_path: Path
+) -> None:
+    """Or a seed would not give the same training again."""
+    captioner("index", small_config)
+    values = ("cluster.encoders=2", "cluster.rows_per_block=16", "encoder.batch_size=4")
+    captioner("extract", small_config, *(f"--set={value}" for value in values))
+    serials = [
+        serial
+        for file in mixture.in_order(manifest.files(str(tmp_path / "run" / "features")))
+        for serial in pq.read_table(file, columns=["serial"])["serial"].to_pylist()
+    ]
+    assert serials == list(range(120))
 
 
 def test_a_finished_run_goes_on_with_self_critical_training(

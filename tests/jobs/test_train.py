@@ -9,7 +9,7 @@ from typing import Any
 import ray.data
 from ray.data import DataContext
 
-from jobs import session, train
+from jobs import session, table_rows, train
 from tests.runs import build_run
 
 
@@ -22,8 +22,9 @@ def test_rows_come_in_the_order_of_the_shards_whichever_task_is_the_last(cluster
         rows = ray.data.range(4, override_num_blocks=4).map_batches(first_is_slow, batch_size=None)
         return [row["id"] for row in rows.materialize().take_all()]
 
-    with train._in_order(session.Workers(1, 1, 0)) as ingest:
+    with table_rows.in_order():
         assert read() == [0, 1, 2, 3]
+        ingest = train._ingest(session.Workers(1, 1, 0))
         assert ingest._resolve_execution_options("train").preserve_order  # in the workers too
     assert not DataContext.get_current().execution_options.preserve_order
     assert read()[0] != 0  # what would come without
