@@ -303,8 +303,8 @@ class Train(Section):
     tensorboard: bool = False
     """Write the history as TensorBoard reads it too, into ``tensorboard/`` of the run."""
     seed: int = 0
-    """The same one gives the same weights on the same hardware, where nothing has broken off:
-    from the same features, and on one machine from the images on."""
+    """The same one gives the same weights on the same hardware, where nothing has broken off: from
+    the same features, and without cluster.address from the images on."""
 
 
 class Search(Section):

@@ -7,7 +7,6 @@ fixed-shape tensor. Who made the features stands in each file's metadata.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def find_identity(url: str) -> EncoderIdentity | None:
         InputError: a shard is not captioner's.
     """
     metadata = find_metadata(url)
-    return EncoderIdentity.from_dict(json.loads(metadata[METADATA_KEY])) if metadata else None
+    return EncoderIdentity.of_metadata(metadata) if metadata else None
 
 
 def find_metadata(url: str) -> dict[bytes, bytes] | None:

@@ -4,6 +4,7 @@ features need not import open_clip."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,6 +67,10 @@ class EncoderIdentity:
     def metadata(self) -> dict[bytes, str]:
         """What the files of features and captions made with this tower carry about it."""
         return {METADATA_KEY: json.dumps(self.to_dict()), b"captioner.version": __version__}
+
+    @classmethod
+    def of_metadata(cls, metadata: Mapping[bytes, str | bytes]) -> EncoderIdentity:
+        return cls.from_dict(json.loads(metadata[METADATA_KEY]))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -58,7 +58,7 @@ def _of_features(
     size = model.encoder.preprocessing
     if reason := looks.why_not(model.encoder.patches, size):
         return {}, reason
-    columns = ["image_id", "uri", "embedding", "tokens"]
+    columns = ["image_id", "embedding", "tokens"]
     rows = page.rows_of(config.at("features"), captions, columns)
     image_ids = rows["image_id"].to_pylist()
     found = model.attention(

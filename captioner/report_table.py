@@ -80,16 +80,16 @@ def _places(dataset: pyarrow.dataset.Dataset, limit: int, pictured: pa.Array) ->
     merits = [name for name in ("bleu_4", "confidence") if name in dataset.schema.names]
     known = dataset.to_table(columns=["image_id", "error", *merits])
     shown = pc.indices_nonzero(pc.is_in(known["image_id"], value_set=pictured)).to_pylist()
-    failed = pc.indices_nonzero(known["error"].is_valid()).to_pylist()
+    quarter = limit // 4
+    failed = pc.indices_nonzero(known["error"].is_valid())[:quarter].to_pylist()
     # What has no references is judged by how sure the model was of it.
     by = next((name for name in merits if known[name].null_count < len(known)), None)
     worst = []
     if by is not None:
-        order = pc.sort_indices(known, [(by, "ascending"), ("image_id", "ascending")])
+        order = pc.sort_indices(known, [(by, "ascending"), ("image_id", "ascending")])[:quarter]
         worst = order.filter(known[by].take(order).is_valid()).to_pylist()
     sample = random.Random(SEED).sample(range(len(known)), limit)
-    quarter = limit // 4
-    wanted = [*shown, *failed[:quarter], *worst[:quarter], *sample]
+    wanted = [*shown, *failed, *worst, *sample]
     return sorted([*dict.fromkeys(wanted)][: max(limit, len(shown))])
 
 

@@ -15,6 +15,7 @@ from captioner import backends, features, manifest, precision, redaction, storag
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
+from captioner.identity import EncoderIdentity
 from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import METADATA_KEY, NO_NUMBERS, CaptionModel, digest
 from captioner.selection import Caption
@@ -50,8 +51,9 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     model = CaptionModel.load(model_url)
     model.check_encoder(identity, config.at("features"))
     model.check_search(config.search)
-    of_model = _of_model(config, digest(storage.resolve(model_url)), model_url)
-    schema = SCHEMA.with_metadata({**identity.metadata(), **of_model})
+    made_by = identity.metadata() | {METADATA_KEY: digest(storage.resolve(model_url))}
+    _require_same_model(config, made_by, model_url)
+    schema = SCHEMA.with_metadata(made_by)
     columns = [name for name in features.schema(identity).names if name not in ("width", "height")]
     rows = table_rows.Input(config.at("features"), columns, config.caption.splits)
     if not manifest.count(rows.url, rows.splits):
@@ -81,8 +83,10 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     # The driver loads it too: what cannot be had stops the job here, before Ray starts.
     tower = None if foreign else Tower.load(options)
     encoder = backends.load(where, options, config.search, tower=tower).identity
-    of_model = _of_model(config, encoder.weights_sha256 if foreign else digest(where), model)
-    schema = SCHEMA.with_metadata({**encoder.metadata(), **of_model})
+    made_by = encoder.metadata()
+    made_by |= {METADATA_KEY: encoder.weights_sha256 if foreign else digest(where)}
+    _require_same_model(config, made_by, model)
+    schema = SCHEMA.with_metadata(made_by)
     rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
 
     def decoded(images: Dataset, tally: Any) -> Dataset:
@@ -94,21 +98,25 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     return _caption(config, CaptionImages, arguments, rows, schema, decoded, model_bytes)
 
 
-def _of_model(config: JobConfig, digest: str, model: str) -> dict[bytes, str]:
-    """What caption shards carry about their model.
+def _require_same_model(config: JobConfig, made_by: dict[bytes, str], model: str) -> None:
+    """``made_by``: what new caption shards will carry about their encoder and model.
 
     Raises:
         InputError: the captions that are there are another model's.
     """
     url = config.at("captions")
-    there = (features.find_metadata(url) or {}).get(METADATA_KEY) if storage.exists(url) else None
-    if there is not None and there.decode() != digest:
+    there = features.find_metadata(url) if storage.exists(url) else None
+    if there is None:
+        return
+    new = EncoderIdentity.of_metadata(made_by)
+    another = EncoderIdentity.of_metadata(there).difference(new)
+    known = there.get(METADATA_KEY)  # captions of earlier versions have none
+    if another or (known is not None and known.decode() != made_by[METADATA_KEY]):
         raise InputError(
             f"{url}: these captions are of another model than {redaction.clean(model)} is now. "
             "Captions of two must never meet: give --out or run= a new directory, or make all of a "
             "run's anew with `captioner run --redo caption`"
         )
-    return {METADATA_KEY: digest}
 
 
 def searched_together(config: JobConfig, on_gpu: bool, foreign: bool = False) -> int:

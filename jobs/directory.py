@@ -37,7 +37,7 @@ def caption(
         )
     score.require(config)
     with pipeline.at_work(config):
-        pipeline.prepare(config, fused=True)
+        pipeline.prepare(config, fused=True, remade=("score", "report"))
         where = model if backends.is_foreign(model) else storage.resolve(model)
         made = {"command": _command(config, where, overrides), "model": where}
         cleaned = {name: redaction.clean(value) for name, value in made.items()}
@@ -48,12 +48,11 @@ def caption(
             lines.append(pipeline.renew_errors(config, "caption"))
         with logs.about(step="caption"):
             lines.append(job.describe(job.caption_images(config, model)))
-        if captions or scores.countable(config.at("captions")):
+        if score.is_current(config):
+            lines.append(score.describe(storage.read_json(config.at("metrics.json"))))
+        elif captions or scores.countable(config.at("captions")):
             with logs.about(step="score"):
-                current = score.is_current(config)
-                url = config.at("metrics.json")
-                metrics = storage.read_json(url) if current else score.score(config)
-                lines.append(score.describe(metrics))
+                lines.append(score.describe(score.score(config)))
         elif config.score.group_by is not None:
             lines.append("score: nothing has references to score it by (--captions)")
     lines.append(f"captions: {config.at('captions')}")

@@ -57,9 +57,12 @@ def extract(config: JobConfig) -> dict[str, Any]:
         arguments = (config.encoder, weights, pool, schema, tally)
         return stream.in_pool(pixels, EncodeImages, arguments, batch_size, pool)
 
-    return stream.run(
-        "extract", rows, target, schema, rows_per_file, batch_size, config, build, pool
-    )
+    # In order on one machine, so that a seed gives the same training from the images on; many
+    # machines need not wait for the slowest.
+    with table_rows.in_order(config.cluster.address is None):
+        return stream.run(
+            "extract", rows, target, schema, rows_per_file, batch_size, config, build, pool
+        )
 
 
 def check_encoder(config: JobConfig, identity: EncoderIdentity) -> None:

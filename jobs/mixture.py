@@ -118,13 +118,14 @@ def read_shards(
     for file in files.to_pylist():
         with storage.parquet(file["url"]) as parquet:
             for group in range(parquet.num_row_groups):
-                serials = parquet.read_row_group(group, ["serial"])["serial"]
-                key = f"{file['run']}#{pc.min(serials).as_py()}"
-                view = views.chosen(others, key, seed, epoch)
+                view = ""
+                if others:
+                    lowest = pc.min(parquet.read_row_group(group, ["serial"])["serial"]).as_py()
+                    view = views.chosen(others, f"{file['run']}#{lowest}", seed, epoch)
                 seen = views.columns_of(columns, view)
                 rows = parquet.read_row_group(group, seen).select(seen).rename_columns(columns)
-                of_all = pa.array(serials.to_numpy() + file["run"] * _SERIALS)
-                yield rows.set_column(columns.index("serial"), "serial", of_all)
+                serials = rows["serial"].to_numpy() + file["run"] * _SERIALS
+                yield rows.set_column(columns.index("serial"), "serial", pa.array(serials))
 
 
 def drawn(rows: pa.Table, shares: list[float], seed: int, tally: Any) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import yaml
 
@@ -22,12 +22,12 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
     ``update`` lists the source again, whatever was done before, and brings features, captions,
     scores and report up to date with it. The model stays as it is.
     """
-    if (made := command_of(config)) is not None:
-        raise InputError(
-            f"{config.at()}: this is a captioned directory, and no run with a model of its own. "
-            f"What goes on with it is: {made}"
-        )
     with at_work(config):
+        if (made := command_of(config)) is not None:
+            raise InputError(
+                f"{config.at()}: this is a captioned directory, and no run with a model of its "
+                f"own. What goes on with it is: {made}"
+            )
         prepare(config, redo)
         if (config.score.also or config.score.group_by) and not is_done(config, "score"):
             from jobs import score
@@ -72,7 +72,11 @@ def run_stage(
     """
     with at_work(config):
         # Scores and pages are made anew whenever they are asked for; other ones may be asked for.
-        prepare(config, redo=stage if stage in ("score", "report") else None)
+        prepare(
+            config,
+            redo=stage if stage == "score" else None,
+            remade=(stage,) if stage == "report" else (),
+        )
         if update:
             _run_stage(config, "index")
         if retry_errors:
@@ -132,12 +136,17 @@ def with_warning(config: JobConfig, result: str) -> str:
     return f"{result}\n{RANDOM_WEIGHTS}" if random else result
 
 
-def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> None:
+def prepare(
+    config: JobConfig, redo: str | None = None, fused: bool = False, remade: Sequence[str] = ()
+) -> None:
     """Make the run directory this configuration's, or see that it already is; complete what a
     crash has left of a manifest before anything reads it.
 
-    ``fused``: images are captioned without features and training of their own, so that captions
-    are what another encoder or decoder makes stale.
+    Args:
+        redo: the first of the stages to delete, and do again.
+        fused: images are captioned without features and training of their own, so that captions
+            are what another encoder or decoder makes stale.
+        remade: stages that take the place of what is there at their end, whatever it was made with.
 
     Raises:
         InputError: results in it were made with another configuration; or to do stages again would
@@ -147,11 +156,11 @@ def prepare(config: JobConfig, redo: str | None = None, fused: bool = False) -> 
     if storage.exists(url):
         before = configuration.parse(yaml.safe_load(storage.read_text(url)), url)
         again = configuration.stages_from(redo) if redo else ()
-        anew = configuration.stages_from("score") if fused else again  # by the call itself
         differences = {
             key: values
             for key, values in configuration.differences(before, config).items()
-            if configuration.stage_of(key) not in anew and _has_begun(config, key, fused)
+            if configuration.stage_of(key) not in (*again, *remade)
+            and _has_begun(config, key, fused)
         }
         if differences and not fused and _only_a_second_stage(before, differences):
             logs.say("train: goes on with the self-critical stage")

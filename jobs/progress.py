@@ -116,10 +116,8 @@ class Progress:
 
     def _note(self, now: float, count: Count) -> None:
         mark = _Mark(now, count)
-        if (
-            self._recent and count.done < self._recent[-1].count.done
-        ):  # a training goes on from before
-            self._first, self._recent = None, []
+        if self._recent and count.done < self._recent[-1].count.done:
+            self._first, self._recent = None, []  # a training goes on from before
         if self._first is None and count.done:
             self._first = mark
         self._recent.append(mark)

@@ -69,6 +69,7 @@ def score(config: JobConfig) -> dict[str, Any]:
     if not images:
         raise InputError(f"{captions}: no caption has a reference to score it by (source.captions)")
     baseline = _baseline(config)
+    storage.remove(config.at("metrics.json"))  # first: it must not stand beside newer scores
     storage.remove(target)
     _write_scores(config, counting.cider_of(found), baseline.split(), images)
     by_group = _sums(config, scores.sum_groups)

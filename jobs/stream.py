@@ -31,7 +31,7 @@ from jobs import cost, progress
 from jobs.blocks import decode_block, drop_outdated
 from jobs.outputs import rows_written
 from jobs.session import Workers
-from jobs.table_rows import Input, in_order, rows_per_block
+from jobs.table_rows import Input, rows_per_block
 from jobs.tally import ErrorLimits
 from jobs.tasks import map_batches, redacting
 
@@ -89,9 +89,6 @@ def run(
             progress.show(what, pending - kept, config.run, limits=limits) as tally,
             _resumable(checkpoints),
             readable_errors(tally, target),
-            # On one machine, so that a seed gives the same training from the images on; many need
-            # not wait for the slowest.
-            in_order(config.cluster.address is None),
         ):
             results = build(rows.read(after, block), tally)
             results.write_datasink(Shards(target, schema, rows_per_file, block))

@@ -191,7 +191,7 @@ def feature_rows(
     the epoch, where that decides which view of an image is read."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in batches.COLUMNS if name not in needless]
-    if split == "train" and (config.train.mixed_with or views.suffixes(config.features)):
+    if split == "train":
         rows = mixture.shards(config, columns, tally)
     else:
         rows = table_rows.shards(config.at("features"), columns)

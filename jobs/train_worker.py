@@ -117,7 +117,7 @@ class Worker:
         if storage.exists(kept):
             return storage.read_bytes(kept)
         weights = storage.read_bytes(self._task.config.at("model", model.WEIGHTS))
-        if self._rank == 0:
+        if self._rank == 0 and not self.progress.has_begun("self_critical"):
             storage.write_bytes(kept, weights)
         return weights
 

@@ -106,7 +106,7 @@ class Learner:
 
     def step(self) -> None:
         """Use the gradients, if any worker has learned from anything."""
-        count = self._count_of_all()
+        count = self._mean_count()
         if not self._count and not count.item():  # every worker sees the same
             self._optimizer.zero_grad(set_to_none=True)
             self._waiting = 0
@@ -126,8 +126,8 @@ class Learner:
         if self._average is not None:
             self._average.update_parameters(self.decoder)
 
-    def _count_of_all(self) -> Tensor:
-        """Words that the waiting gradients are of. Those are averages over workers; so is this."""
+    def _mean_count(self) -> Tensor:
+        """Words that the waiting gradients are of: a mean over workers, as those are."""
         device = next(self.decoder.parameters()).device
         count = torch.tensor(float(self._count), device=device)
         if torch.distributed.is_initialized():
