@@ -22,7 +22,7 @@ from captioner.metrics import BleuStatistics, CiderD, Variety, java, most_freque
 from captioner.metrics.clip import PROMPT
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
-from jobs import score, session
+from jobs import counts, score, session
 from jobs.caption import caption_rows
 
 TINY_CLIP = {
@@ -145,7 +145,7 @@ def test_the_same_scores_whatever_the_blocks(
     assert 0 < low < written["cider"] < high
     monkeypatch.setattr(score, "_ROWS_PER_BLOCK", 7)
     monkeypatch.setattr(score, "_ROWS_PER_SUM", 5)
-    monkeypatch.setattr(score, "_COUNTS_AT_ONCE", 50)
+    monkeypatch.setattr(counts, "_AT_ONCE", 50)
     monkeypatch.setattr(score, "_PARTS_AT_ONCE", 2)
     assert scored(config) == (written, rows)
 
