@@ -52,25 +52,25 @@ def test_extraction_goes_on_after_sigkill_and_sigterm_and_writes_every_image_onc
 
 
 def test_captioning_a_directory_goes_on_after_sigkill(
-    captioner: Cli, finished_run: Path, many_scenes: Path, tmp_path: Path, cluster: str
+    captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path, cluster: str
 ) -> None:
     out = tmp_path / "out"
     # Slow enough to be killed in the middle.
-    values = ("search.beam_size=200", "cluster.rows_per_block=16", "cluster.encoders=1")
-    values += ("caption.rows_per_file=32",)
+    values = ("search.beam_size=200", "cluster.rows_per_block=8", "cluster.encoders=1")
+    values += ("caption.rows_per_file=16",)
     settings = [f"--set={value}" for value in (*values, f"cluster.address={cluster}")]
     model = str(finished_run / "model")
-    call = ("caption", str(many_scenes / "Images"), "--model", model, "--out", str(out), *settings)
+    call = ("caption", str(scene_data / "Images"), "--model", model, "--out", str(out), *settings)
     with Command(*call) as command:
-        wait_until(lambda: rows_written(f"{out}/captions.checkpoints") >= 32, command)
+        wait_until(lambda: rows_written(f"{out}/captions.checkpoints") >= 16, command)
     killed = rows_written(f"{out}/captions.checkpoints")
-    assert 32 <= killed < MANY
+    assert 16 <= killed < 120
     assert not (out / "captions" / "_summary.json").exists()
     kept = re.search(r"(\d+) kept", captioner(*call).output)
     assert kept
     assert int(kept[1]) >= killed  # a task may have ended its file after the driver was gone
     ids = manifest.read(f"{out}/captions", ["image_id"])["image_id"].to_pylist()
-    assert len(ids) == len(set(ids)) == MANY
+    assert len(ids) == len(set(ids)) == 120
 
 
 def test_training_goes_on_in_the_middle_of_an_epoch_when_its_worker_or_all_of_it_is_killed(
