@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -77,11 +78,13 @@ def drawn_of(counts: list[int], config: JobConfig) -> int:
 
 
 def shards(config: JobConfig, columns: list[str], tally: Any) -> Dataset:
-    """Rows of all runs' feature shards, the shards spread; of each row group one view."""
+    """Rows of all runs' feature shards, the shards spread; of each row group one view. Every epoch
+    sees the shards, and the row groups of each, in another order: a source may be sorted, and the
+    buffer that training shuffles in is small. ``tally`` knows the epoch; None: the first."""
     urls = [in_order(manifest.files(storage.join(run.run, "features"))) for run in runs(config)]
-    files = spread(urls)
-    arguments = (columns, views.suffixes(config.features), config.train.seed, tally)
-    rows = ray.data.from_items(files, override_num_blocks=len(files))
+    places = [{"place": place} for place in range(sum(map(len, urls)))]
+    arguments = (urls, columns, views.suffixes(config.features), config.train.seed, tally)
+    rows = ray.data.from_items(places, override_num_blocks=len(places))
     return map_batches(rows, read_shards, fn_args=arguments, batch_size=1)
 
 
@@ -110,14 +113,22 @@ def spread(urls: list[list[str]]) -> list[dict[str, Any]]:
 
 
 def read_shards(
-    files: pa.Table, columns: list[str], others: list[str], seed: int, tally: Any
-) -> Any:
-    """Shards -> their rows, with serials that no other run's rows have. Of ``others``, the images'
-    other views, nothing is read but what this epoch sees."""
-    epoch = ray.get(tally.epoch.remote()) if others else 0
-    for file in files.to_pylist():
+    places: pa.Table,
+    urls: list[list[str]],
+    columns: list[str],
+    others: list[str],
+    seed: int,
+    tally: Any,
+) -> Iterator[pa.Table]:
+    """The rows of the shards that stand at these places of the epoch, with serials that no other
+    run's rows have. Of ``others``, the images' other views, nothing is read but what this epoch
+    sees."""
+    epoch = 0 if tally is None else ray.get(tally.epoch.remote())
+    files = spread([[of[n] for n in _shuffled(len(of), seed, epoch)] for of in urls])
+    for place in places["place"].to_pylist():
+        file = files[place]
         with storage.parquet(file["url"]) as parquet:
-            for group in range(parquet.num_row_groups):
+            for group in _shuffled(parquet.num_row_groups, seed, epoch, place):
                 view = ""
                 if others:
                     lowest = pc.min(parquet.read_row_group(group, ["serial"])["serial"]).as_py()
@@ -126,6 +137,11 @@ def read_shards(
                 rows = parquet.read_row_group(group, seen).select(seen).rename_columns(columns)
                 serials = rows["serial"].to_numpy() + file["run"] * _SERIALS
                 yield rows.set_column(columns.index("serial"), "serial", pa.array(serials))
+
+
+def _shuffled(count: int, *seed: int) -> list[int]:
+    order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
+    return order
 
 
 def drawn(rows: pa.Table, shares: list[float], seed: int, tally: Any) -> pa.Table:

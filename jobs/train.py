@@ -188,7 +188,7 @@ def feature_rows(
     config: JobConfig, identity: EncoderIdentity, split: str, tally: Any = None
 ) -> Dataset:
     """The rows of a split that can be learned from, their captions cut into words. ``tally`` knows
-    the epoch, where that decides which view of an image is read."""
+    the epoch, which decides on the order, and on the view of an image."""
     needless = set() if config.decoder.attention != "none" else {"tokens"}
     columns = [name for name in batches.COLUMNS if name not in needless]
     if split == "train":

@@ -73,6 +73,28 @@ def test_shards_stand_in_the_order_of_their_images_whatever_they_are_called(
     assert [Path(url).stem for url in urls] == ["b", "c", "a"]
 
 
+def test_each_epoch_has_an_order_of_its_own_and_the_same_when_it_goes_on(
+    cluster: str, tmp_path: Path
+) -> None:
+    urls = [[f"{tmp_path}/{run}{number}.parquet" for number in range(3)] for run in "ab"]
+    for run, of_run in enumerate(urls):
+        for number, url in enumerate(of_run):
+            first = 100 * run + 8 * number
+            rows = pa.table({"serial": range(first, first + 8)})
+            storage.write_table(url, rows, row_group_size=2)
+    tally = Tally.remote("train")
+    orders = []
+    for epoch in (0, 1, 0):
+        ray.get(tally.begin.remote(epoch))
+        places = pa.table({"place": range(6)})
+        tables = mixture.read_shards(places, urls, ["serial"], [], 0, tally)
+        orders.append([n for table in tables for n in table["serial"].to_pylist()])
+    assert orders[0] == orders[2] != orders[1]
+    other = [number + (1 << 48) for number in range(100, 124)]
+    assert sorted(orders[0]) == sorted(orders[1]) == [*range(24), *other]
+    assert orders[0] != sorted(orders[0])
+
+
 def test_an_epoch_draws_its_share_and_the_next_one_others() -> None:
     serials = np.concatenate([np.arange(10_000), np.arange(10_000) + (1 << 48)])
     shares = [1.0, 0.25]
