@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from nltk.translate.bleu_score import corpus_bleu
+from PIL import Image
 from webdataset import WebDataset
 
 from captioner import manifest, storage
@@ -87,13 +89,19 @@ def test_feature_shards_are_bounded_and_readable_by_arrow_alone(finished_run: Pa
     assert len(encoder["weights_sha256"]) == 64
 
 
-def test_features_come_in_the_order_of_the_images_whichever_encoder_is_done_first(
-    captioner: Cli, small_config: Path, tmp_path: Path
+def test_features_come_in_the_order_of_the_images_whichever_is_done_first(
+    captioner: Cli, small_config: Path, scene_data: Path, tmp_path: Path
 ) -> None:
-    """Or a seed would not give the same training again."""
-    captioner("index", small_config)
-    values = ("cluster.encoders=2", "cluster.rows_per_block=16", "encoder.batch_size=4")
-    captioner("extract", small_config, *(f"--set={value}" for value in values))
+    """Or a seed would not give the same training again. The first block is decoded last."""
+    images = Path(shutil.copytree(scene_data / "Images", tmp_path / "images"))
+    first, *others = sorted(images.iterdir())[:8]
+    Image.new("RGB", (9_000, 9_000), "red").save(first)
+    for other in others:
+        shutil.copy(first, other)
+    values = (f"source.images={images}", "cluster.encoders=2", "cluster.rows_per_block=8")
+    settings = [f"--set={value}" for value in (*values, "encoder.batch_size=4")]
+    captioner("index", small_config, *settings)
+    captioner("extract", small_config, *settings)
     serials = [
         serial
         for file in mixture.in_order(manifest.files(str(tmp_path / "run" / "features")))
