@@ -110,8 +110,7 @@ def _read(config: JobConfig) -> Run:
     summary = storage.read_summary(config.at("scores"))
     if summary is None or not storage.exists(config.at("metrics.json")):
         raise InputError(f"{config.at()}: not scored; run `captioner score` there first")
-    captioned = storage.read_summary(config.at("captions"))
-    if captioned is not None and captioned["serial"] != summary["serial"]:
+    if manifest.differ(config.at("scores"), config.at("captions")):
         raise InputError(
             f"{config.at()}: there are captions that are newer than their scores; run `captioner "
             "score` there again"

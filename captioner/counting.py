@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioner.metrics import CiderD, Variety
-from captioner.metrics.cider import Ngram, ngrams_of_image
+from captioner.metrics.cider import Ngram, Tokens, ngrams_of_image
 from captioner.vocabulary import END, tokenize
 
 
@@ -23,9 +23,7 @@ def count_texts(rows: pa.Table) -> pa.Table:
             continue
         counts["caption"][caption] += 1
         if references:
-            counts["image"][""] += 1
-            ngrams = ngrams_of_image(map(tokenize, references))
-            counts["ngram"].update(" ".join(map(str, ngram)) for ngram in ngrams)
+            _count_image(counts, map(tokenize, references))
     return _table(counts)
 
 
@@ -35,10 +33,13 @@ def count_training(rows: pa.Table) -> pa.Table:
     counts: dict[str, Counter[str]] = {"ngram": Counter(), "image": Counter()}
     training = rows.filter(pc.equal(rows["split"], "train"))
     for captions in filter(None, training["captions"].to_pylist()):
-        counts["image"][""] += 1
-        ngrams = ngrams_of_image([*tokenize(caption), END] for caption in captions)
-        counts["ngram"].update(" ".join(map(str, ngram)) for ngram in ngrams)
+        _count_image(counts, ([*tokenize(caption), END] for caption in captions))
     return _table(counts)
+
+
+def _count_image(counts: Mapping[str, Counter[str]], references: Iterable[Tokens]) -> None:
+    counts["image"][""] += 1
+    counts["ngram"].update(" ".join(map(str, ngram)) for ngram in ngrams_of_image(references))
 
 
 def count_references(rows: pa.Table) -> pa.Table:

@@ -272,6 +272,32 @@ def read(url: str, columns: Sequence[str] | None = None, splits: Sequence[str] =
     return dataset(url).to_table(columns=list(columns) if columns else None, filter=where(splits))
 
 
+def differ(one: str, other: str) -> bool:
+    """Whether two outputs of a run are of different states of its manifest: up to other serials.
+    One that is not done differs from nothing."""
+    first, second = (storage.read_summary(url) for url in (one, other))
+    return bool(first and second and first["serial"] != second["serial"])
+
+
+def require_images(url: str, splits: Sequence[str]) -> None:
+    """See that there is something to caption.
+
+    Raises:
+        InputError: no image is in these splits.
+    """
+    if not count(url, splits):
+        raise InputError(
+            f"caption.splits: no images in {', '.join(splits)}: name others, or see split"
+        )
+
+
+def are_in(serials: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of these serials are among the ``known``, which are sorted, by looking up each: for
+    many blocks of rows, nothing is made of the known ones again."""
+    found: NDArray[np.bool_] = np.append(known, -1)[np.searchsorted(known, serials)] == serials
+    return found
+
+
 def count(url: str, splits: Sequence[str] = (), after: int = -1) -> int:
     """Rows of a Parquet directory, from the files' footers where nothing is asked of them."""
     return int(dataset(url).count_rows(filter=where(splits, after)))

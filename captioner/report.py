@@ -111,8 +111,7 @@ def _metrics(config: JobConfig) -> dict[str, Any] | None:
         metrics: dict[str, Any] = storage.read_json(url)
         if "intervals" not in metrics:
             raise InputError(f"{url}: of an earlier version; run `captioner score` again")
-        scored, captioned = (storage.read_summary(each) for each in (config.at("scores"), captions))
-        if scored and captioned and scored["serial"] != captioned["serial"]:
+        if manifest.differ(config.at("scores"), captions):
             raise InputError(f"{captions}: newer than their scores; run `captioner score` again")
         return metrics
     if not storage.exists(captions):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from captioner import features, looks, page, reading, redaction, storage, tower_copy
@@ -58,7 +59,7 @@ def _of_features(
     size = model.encoder.preprocessing
     if reason := looks.why_not(model.encoder.patches, size):
         return {}, reason
-    columns = ["image_id", "embedding", "tokens"]
+    columns = ["image_id", "uri", "embedding", "tokens"]
     rows = page.rows_of(config.at("features"), captions, columns)
     image_ids = rows["image_id"].to_pylist()
     found = model.attention(
@@ -66,7 +67,7 @@ def _of_features(
         np.array(features.to_numpy(rows["tokens"])),
         [captions[image_id] for image_id in image_ids],
     )
-    seen = _seen(config, config.at("features"), captions, size)
+    seen = _seen(config, rows, size)
     return {name: _drawn(weights, seen[name]) for name, weights in zip(image_ids, found)}, None
 
 
@@ -80,7 +81,8 @@ def _of_images(
     size = captioner.identity.preprocessing
     if reason := looks.why_not(captioner.identity.patches, size):
         return {}, reason
-    seen = _seen(config, config.at("captions"), captions, size)
+    rows = page.rows_of(config.at("captions"), captions, ["image_id", "uri"]).sort_by("image_id")
+    seen = _seen(config, rows, size)
     there = {name: pixels for name, pixels in seen.items() if pixels is not None}
     if not there:
         return {}, "None of the images can be read any more to draw maps from."
@@ -90,11 +92,8 @@ def _of_images(
     return {name: _drawn(weights, there[name]) for name, weights in zip(there, found)}, None
 
 
-def _seen(
-    config: JobConfig, url: str, captions: Mapping[str, str], size: Preprocessing
-) -> dict[str, Pixels | None]:
-    """What the tower saw of each image, in the order of their ids."""
-    rows = page.rows_of(url, captions, ["image_id", "uri"]).sort_by("image_id")
+def _seen(config: JobConfig, rows: pa.Table, size: Preprocessing) -> dict[str, Pixels | None]:
+    """What the tower saw of each image, by ``image_id``."""
     images = zip(rows["image_id"].to_pylist(), page.images_of(config, rows))
     return {name: reading.decoded(data, size, config.image).pixels for name, data in images}
 

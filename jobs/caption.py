@@ -51,13 +51,10 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     model = CaptionModel.load(model_url)
     model.check_encoder(identity, config.at("features"))
     model.check_search(config.search)
-    made_by = identity.metadata() | {METADATA_KEY: digest(storage.resolve(model_url))}
-    _require_same_model(config, made_by, model_url)
-    schema = SCHEMA.with_metadata(made_by)
+    schema = _schema_of(config, model_url, identity, digest(storage.resolve(model_url)))
     columns = [name for name in features.schema(identity).names if name not in ("width", "height")]
     rows = table_rows.Input(config.at("features"), columns, config.caption.splits)
-    if not manifest.count(rows.url, rows.splits):
-        raise InputError(f"caption.splits: no images in {', '.join(rows.splits)}")
+    manifest.require_images(rows.url, rows.splits)
     session.begin(config)
     arguments = (storage.resolve(model_url),)
     model_bytes = precision.bytes_of(model.decoder)
@@ -83,10 +80,8 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     # The driver loads it too: what cannot be had stops the job here, before Ray starts.
     tower = None if foreign else Tower.load(options)
     encoder = backends.load(where, options, config.search, tower=tower).identity
-    made_by = encoder.metadata()
-    made_by |= {METADATA_KEY: encoder.weights_sha256 if foreign else digest(where)}
-    _require_same_model(config, made_by, model)
-    schema = SCHEMA.with_metadata(made_by)
+    of_model = encoder.weights_sha256 if foreign else digest(where)
+    schema = _schema_of(config, model, encoder, of_model)
     rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
 
     def decoded(images: Dataset, tally: Any) -> Dataset:
@@ -98,25 +93,26 @@ def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
     return _caption(config, CaptionImages, arguments, rows, schema, decoded, model_bytes)
 
 
-def _require_same_model(config: JobConfig, made_by: dict[bytes, str], model: str) -> None:
-    """``made_by``: what new caption shards will carry about their encoder and model.
+def _schema_of(config: JobConfig, model: str, encoder: EncoderIdentity, known: str) -> pa.Schema:
+    """That of caption shards, which carry who has made them: the encoder, and what the model is
+    ``known`` by.
 
     Raises:
         InputError: the captions that are there are another model's.
     """
     url = config.at("captions")
     there = features.find_metadata(url) if storage.exists(url) else None
-    if there is None:
-        return
-    new = EncoderIdentity.of_metadata(made_by)
-    another = EncoderIdentity.of_metadata(there).difference(new)
-    known = there.get(METADATA_KEY)  # captions of earlier versions have none
-    if another or (known is not None and known.decode() != made_by[METADATA_KEY]):
+    # Captions of earlier versions know no model.
+    if there is not None and (
+        EncoderIdentity.of_metadata(there).difference(encoder)
+        or there.get(METADATA_KEY, known.encode()) != known.encode()
+    ):
         raise InputError(
             f"{url}: these captions are of another model than {redaction.clean(model)} is now. "
             "Captions of two must never meet: give --out or run= a new directory, or make all of a "
             "run's anew with `captioner run --redo caption`"
         )
+    return SCHEMA.with_metadata({**encoder.metadata(), METADATA_KEY: known})
 
 
 def searched_together(config: JobConfig, on_gpu: bool, foreign: bool = False) -> int:

@@ -81,14 +81,14 @@ def shards(config: JobConfig, columns: list[str], tally: Any) -> Dataset:
     """Rows of all runs' feature shards, the shards spread; of each row group one view. Every epoch
     sees the shards, and the row groups of each, in another order: a source may be sorted, and the
     buffer that training shuffles in is small. ``tally`` knows the epoch; None: the first."""
-    urls = [in_order(manifest.files(storage.join(run.run, "features"))) for run in runs(config)]
+    urls = [by_serial(manifest.files(storage.join(run.run, "features"))) for run in runs(config)]
     places = [{"place": place} for place in range(sum(map(len, urls)))]
     arguments = (urls, columns, views.suffixes(config.features), config.train.seed, tally)
     rows = ray.data.from_items(places, override_num_blocks=len(places))
     return map_batches(rows, read_shards, fn_args=arguments, batch_size=1)
 
 
-def in_order(urls: list[str]) -> list[str]:
+def by_serial(urls: list[str]) -> list[str]:
     """Shards by the lowest serial in each: their names hold what Ray has drawn at random, and a
     seed is to give the same training again."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:

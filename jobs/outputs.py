@@ -31,7 +31,8 @@ OUTPUTS = {
 def is_done(config: JobConfig, stage: str) -> bool:
     output = config.at(OUTPUTS[stage][0])
     if stage == "score":
-        return storage.exists(output) and not _scores_are_older(config)
+        scored, captioned = config.at("scores"), config.at("captions")
+        return storage.exists(output) and not manifest.differ(scored, captioned)
     if stage == "report":
         return storage.exists(output)
     if storage.read_summary(output) is None:
@@ -39,12 +40,6 @@ def is_done(config: JobConfig, stage: str) -> bool:
     if stage in ("extract", "caption"):  # done with the manifest as it is now
         return version(config, stage) == version(config, "index")
     return True
-
-
-def _scores_are_older(config: JobConfig) -> bool:
-    """Whether there are captions that are newer than the scores."""
-    scores, captions = (storage.read_summary(config.at(name)) for name in ("scores", "captions"))
-    return bool(scores and captions and scores["serial"] != captions["serial"])
 
 
 def version(config: JobConfig, stage: str) -> tuple[str | None, int] | None:

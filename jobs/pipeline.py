@@ -45,21 +45,9 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
             for later in {"caption": ("report", "score"), "score": ("report",)}.get(stage, ()):
                 discard(config, later)
             if stage in ("extract", "train"):
-                _require_images(config)
+                # And not after hours of training.
+                manifest.require_images(config.at("manifest"), config.caption.splits)
             _run_stage(config, stage)
-
-
-def _require_images(config: JobConfig) -> None:
-    """See that there will be something to caption, and not after hours of training.
-
-    Raises:
-        InputError: no image is in the splits that are to be captioned.
-    """
-    splits = config.caption.splits
-    if not manifest.count(config.at("manifest"), splits):
-        raise InputError(
-            f"caption.splits: no images in {', '.join(splits)}: name others, or see split"
-        )
 
 
 def run_stage(

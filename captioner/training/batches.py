@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captioner import features
+from captioner import features, manifest
 from captioner.config import Train
 from captioner.language_model import AnyVocabulary
 from captioner.vocabulary import EOS, PAD
@@ -98,9 +98,7 @@ def batches(
     for rows in tables:
         left = rows
         if seen is not None:
-            serials = rows["serial"].to_numpy()
-            places = np.minimum(np.searchsorted(seen, serials), len(seen) - 1)
-            left = rows.filter(pa.array(seen[places] != serials))
+            left = rows.filter(pa.array(~manifest.are_in(rows["serial"].to_numpy(), seen)))
         if len(left):
             yield collate(left, vocabulary, options, device)
         elif idle:

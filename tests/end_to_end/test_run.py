@@ -104,7 +104,7 @@ def test_features_come_in_the_order_of_the_images_whichever_is_done_first(
     captioner("extract", small_config, *settings)
     serials = [
         serial
-        for file in mixture.in_order(manifest.files(str(tmp_path / "run" / "features")))
+        for file in mixture.by_serial(manifest.files(str(tmp_path / "run" / "features")))
         for serial in pq.read_table(file, columns=["serial"])["serial"].to_pylist()
     ]
     assert serials == list(range(120))

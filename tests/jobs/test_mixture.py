@@ -69,7 +69,7 @@ def test_shards_stand_in_the_order_of_their_images_whatever_they_are_called(
     serials = {"a": [9, 7], "b": [1, 30], "c": [4]}
     for name, values in serials.items():
         storage.write_table(f"{tmp_path}/{name}.parquet", pa.table({"serial": values}))
-    urls = mixture.in_order([f"{tmp_path}/{name}.parquet" for name in serials])
+    urls = mixture.by_serial([f"{tmp_path}/{name}.parquet" for name in serials])
     assert [Path(url).stem for url in urls] == ["b", "c", "a"]
 
 
