@@ -112,9 +112,7 @@ def listing(
     # The last of a batch: the next batch may begin with it again.
     held = sources.schema(config.source.keep_columns).empty_table()
     with stream.readable_errors(tally, config.at("manifest")):
-        for table in dataset.sort("image_id").iter_batches(
-            batch_size=_ROWS, batch_format="pyarrow"
-        ):
+        for table in in_order(dataset):
             reasons = table.filter(pc.is_valid(table["skipped"]))
             for reason, times in zip(reasons["skipped"].to_pylist(), reasons["times"].to_pylist()):
                 skipped[reason] += times
@@ -128,6 +126,16 @@ def listing(
                 yield images.slice(0, len(images) - 1)
         if len(held):
             yield held
+
+
+def in_order(found: Dataset) -> Iterator[pa.Table]:
+    """Its rows by id. Ray starts new workers to sort, seconds one after the other: few rows do not
+    need them."""
+    found = found.materialize()
+    if found.count() > _ROWS:
+        return found.sort("image_id").iter_batches(batch_size=_ROWS, batch_format="pyarrow")
+    tables = [*found.iter_batches(batch_size=None, batch_format="pyarrow")]
+    return iter([pa.concat_tables(tables).sort_by("image_id")] if tables else [])
 
 
 def each_once(images: pa.Table) -> pa.Table:

@@ -8,19 +8,9 @@ from typing import Any
 
 import fsspec
 import pytest
-import torch
 
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models here are tiny: more threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
+import ray.data
 
 from captioner import sources
 from captioner.errors import InputError
+from jobs import index
 from jobs.index import each_once
 
 Place = tuple[str, str, int | None]
@@ -55,3 +57,20 @@ def test_what_is_kept_of_it_is_the_same_in_every_order(order: tuple[int, ...]) -
         found = found.append_column(name, pa.array(column, pa.string()))
     once = each_once(found).select(["camera", "lens"]).to_pylist()
     assert once == [{"camera": "front", "lens": None}, {"camera": "last", "lens": "last"}]
+
+
+@pytest.mark.parametrize("at_once", [2, 100])
+def test_many_are_sorted_by_ray_as_few_are_by_the_driver(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(index, "_ROWS", at_once)
+    rows = [{"image_id": image_id} for image_id in ("b", "é", "a", None, "Z", "aa")]
+    found = ray.data.from_items(rows, override_num_blocks=3)
+    tables = [*index.in_order(found)]
+    assert max(map(len, tables)) <= at_once
+    ids = pa.concat_tables(tables)["image_id"].to_pylist()
+    assert ids == ["Z", "a", "aa", "b", "é", None]
+
+
+def test_nothing_is_in_order(cluster: str) -> None:
+    assert sum(map(len, index.in_order(ray.data.from_items([])))) == 0
