@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clusters check bench clean
+.PHONY: help run test test-slow check bench clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -19,8 +19,8 @@ run: $(INSTALLED) ## Install, and run the demonstration: images in, captions and
 test: check ## Install, check, and run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-clusters: $(INSTALLED) ## Run the tests that start clusters of their own: nodes, the job API, Slurm
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m clusters
+test-slow: $(INSTALLED) ## Run the tests that take minutes: clusters of their own, storage that is full or away
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 check: $(INSTALLED) ## Lint, format and types
 	$(BIN)/ruff check .

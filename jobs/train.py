@@ -56,6 +56,8 @@ def train(config: JobConfig) -> dict[str, Any]:
     # How often Ray Train asks its workers, which wait for it after every epoch: its own 2 s would
     # be most of a short one.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if config.cluster.address is None:  # no node is going to be taken away: nobody need look for it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     started = time.monotonic()
     with (
         progress.show("train", images["train"] * epochs, config.run) as tally,

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -468,7 +469,11 @@ def test_the_precision_of_a_cpu_is_that_of_its_units(tower: Callable[..., str]) 
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_tower_gives_the_same_for_batches_of_any_size(tower: Callable[..., str]) -> None:
+def test_a_compiled_tower_gives_the_same_for_batches_of_any_size(
+    tower: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced, but not turned into C++: that is torch's own, and takes most of a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     model = tower({**VIT, "layers": 1})
     plain, compiled = (
         random_encoder(model, compile=compile, batch_size=4) for compile in (False, True)

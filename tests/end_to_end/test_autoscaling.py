@@ -18,7 +18,7 @@ import psutil
 import pytest
 import ray
 
-pytestmark = pytest.mark.clusters
+pytestmark = pytest.mark.slow
 
 HEAD = "f" * 51 + "00000"  # the id that the provider knows the head by
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import Result
 
 from captioner.sizing.measured import read
@@ -88,6 +89,7 @@ def test_captions_are_measured_in_batches_and_in_the_job(
     assert all(value > 0 for value in figures(output, "images/s"))
 
 
+@pytest.mark.slow
 def test_training_is_measured_against_bare_steps(captioner: Cli, small_config: Path) -> None:
     output = captioner("bench", "train", small_config, "--images", "80").output
     table = output[output.index("(a) steps alone") :]

@@ -21,7 +21,7 @@ from tests.conftest import MANY
 from tests.processes import Command, kill_with_children, wait_until, workers
 from tests.shards import assert_each_once
 
-pytestmark = pytest.mark.clusters
+pytestmark = pytest.mark.slow
 
 Cli = Callable[..., Result]
 MEMORY = {"object_store_memory": 300 * 1024 * 1024}

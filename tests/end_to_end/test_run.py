@@ -133,18 +133,27 @@ def test_a_finished_run_goes_on_with_self_critical_training(
     assert "train.self_critical.epochs: 1 there, 2 here" in again
 
 
-def test_a_pretrained_language_model_is_trained_and_captions(
+def test_a_pretrained_language_model_is_trained_on_two_runs_and_captions(
     captioner: Cli, extracted_run: Path, tmp_path: Path
 ) -> None:
+    other = shutil.copytree(extracted_run, tmp_path / "other")
     texts = manifest.read(str(extracted_run / "manifest"))["captions"].to_pylist()
     there = save_gpt2(tmp_path / "gpt2", [text for captions in texts for text in captions])
     options = {"type": "gpt2", "attention": "none", "gate": "false", "tie_weights": "false"}
     settings = [f"--set=decoder.{key}={value}" for key, value in options.items()]
-    settings.append("--set=train.learning_rate=0.01")
+    mixed = f"train.mixed_with=[{{run: '{other}', share: 0.5}}]"
+    settings += [f"--set={option}" for option in ("train.learning_rate=0.01", mixed)]
+    settings.append("--set=train.tensorboard=true")
     captioner("run", extracted_run, *settings, f"--set=decoder.pretrained={there}")
     model = extracted_run / "model"
-    losses = [json.loads(line)["val_loss"] for line in (model / "history.jsonl").open()]
+    history = [json.loads(line) for line in (model / "history.jsonl").open()]
+    losses = [entry["val_loss"] for entry in history]
     assert losses[-1] < losses[0] < 5.0  # from log(300)
+    images = manifest.count(str(extracted_run / "manifest"), ["train"])
+    seen = [entry["images"] for entry in history]
+    assert all(1.3 * images < count < 1.7 * images for count in seen)
+    assert seen[0] != seen[1]  # each epoch draws others
+    assert any((extracted_run / "tensorboard").iterdir())
     assert (model / "language_model.json").exists()
     assert "byte_pairs" in (model / "vocabulary.json").read_text()
     captions = manifest.read(str(extracted_run / "captions"))["caption"]

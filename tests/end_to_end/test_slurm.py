@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, write_config
 
-pytestmark = pytest.mark.clusters
+pytestmark = pytest.mark.slow
 
 SCRIPT = REPOSITORY / "cluster" / "slurm" / "captioner.sbatch"
 # What the script's `srun` is: it notes its own options, and runs the command on this machine.

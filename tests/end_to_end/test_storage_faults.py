@@ -21,6 +21,8 @@ from tests.processes import Command, wait_until
 from tests.s3 import BUCKET, Door
 from tests.shards import assert_each_once
 
+pytestmark = pytest.mark.slow
+
 Cli = Callable[..., Result]
 FULL_DISK = """
 set -e

@@ -19,7 +19,7 @@ from captioner import manifest
 from tests.conftest import write_config
 from tests.head import TOKEN, Head, head
 
-pytestmark = pytest.mark.clusters
+pytestmark = pytest.mark.slow
 
 SECRETS = {"HF_TOKEN": "hf_secretofthetests", "AWS_SECRET_ACCESS_KEY": "awssecretofthetests"}
 _REPORTED_S = 12  # Ray's workers report their metrics every ten seconds

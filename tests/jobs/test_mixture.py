@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -166,15 +165,3 @@ def test_images_without_captions_are_none_to_validate_by(
     with pytest.raises(InputError, match="no images in the val split have features and captions"):
         train.train(config)
     assert not storage.exists(config.at("model"))
-
-
-def test_epochs_of_two_runs_are_trained_on(cluster: str, runs: tuple[JobConfig, JobConfig]) -> None:
-    config = mixed(runs, share=0.5)
-    changed = config.train.model_copy(update={"epochs": 2, "batch_size": 2, "tensorboard": True})
-    config = config.model_copy(update={"train": changed})
-    storage.remove(config.at("model"))
-    train.train(config)
-    seen = Counter(entry["images"] for entry in train.read_history(config))
-    assert len(seen) > 1  # epochs draw other images
-    assert set(seen) <= {3, 4, 5, 6}
-    assert storage.exists(config.at("tensorboard"))
