@@ -513,14 +513,14 @@ def dump(config: JobConfig) -> str:
 
 
 def flatten(section: BaseModel) -> dict[str, Any]:
-    """``{"train.learning_rate": 0.0003, ...}``"""
+    """``{"train.learning_rate": 0.0003, ...}``, all of it plain values."""
     flat: dict[str, Any] = {}
-    for name in type(section).model_fields:
+    for name, plain in section.model_dump().items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
         else:
-            flat[name] = value
+            flat[name] = plain
     return flat
 
 

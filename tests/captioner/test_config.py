@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,14 @@ def test_yaml_without_keys_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_dumped_configuration_is_the_same_when_read(tmp_path: Path) -> None:
     job = load(tmp_path, MINIMAL, "train.learning_rate=1e-5", "name=Grüße")
     assert load(tmp_path, config.dump(job)) == job
+
+
+def test_flattened_it_is_plain_values(tmp_path: Path) -> None:
+    """Reports and comparisons write them as JSON."""
+    job = load(tmp_path, with_section("train", mixed_with=[{"run": "s3://bucket/run"}]))
+    flat = config.flatten(job)
+    assert flat["train.mixed_with"] == [{"run": "s3://bucket/run", "share": 1.0}]
+    assert json.loads(json.dumps(flat)) == flat
 
 
 def test_paths_are_made_absolute_and_urls_are_kept(tmp_path: Path) -> None:

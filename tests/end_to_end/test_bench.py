@@ -21,6 +21,7 @@ def figures(output: str, unit: str) -> list[float]:
     return [float(value.replace(",", "")) for value in re.findall(rf"([\d.,]+) {unit}", output)]
 
 
+@pytest.mark.slow
 def test_extraction_is_measured_against_the_bare_encoder(captioner: Cli, tmp_path: Path) -> None:
     out = tmp_path / "measured.json"
     output = captioner("bench", "extract", "--count", "24", "--out", out, *TINY).output
@@ -77,6 +78,7 @@ def test_decoding_is_measured_by_size(captioner: Cli) -> None:
     assert "no files" in nothing
 
 
+@pytest.mark.slow
 def test_captions_are_measured_in_batches_and_in_the_job(
     captioner: Cli, finished_run: Path, scene_data: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The demonstration, with more views of its training images, and what comes new to its source."""
+"""The demonstration, more views of the training images, and what comes new to a source."""
 
 from __future__ import annotations
 
@@ -7,41 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
+import yaml
 from click.testing import Result
 
 from captioner import config as configuration
 from captioner import features, manifest
 from captioner.encoder import Encoder
 from captioner.images import decode
+from tests.conftest import SCENES
 
 Cli = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def demo(captioner: Cli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Its run directory, and what it said."""
-    out = tmp_path_factory.mktemp("demo") / "run"
-    values = (
-        "train.epochs=1",
-        "vocabulary.minimum_count=1",
-        "features.mirrored=true",
-        "features.parts=2",
-        "caption.splits=[train, val, test]",
+def test_it_runs_and_says_that_it_is_synthetic(finished_run: Path, finished_output: str) -> None:
+    assert finished_output.count("This demonstration is synthetic") == 2
+    assert "always the most frequent caption" in finished_output
+    assert (finished_run / "report.html").exists()
+    said = manifest.read(str(finished_run / "captions")).sort_by("image_id").to_pylist()[0]
+    assert (
+        f"\n{said['image_id']}: {said['caption']}\n    {said['references'][0]}" in finished_output
     )
-    settings = [f"--set={value}" for value in values]
-    return out, captioner("demo", "--out", out, "--scenes", "60", *settings).output
 
 
-def test_it_runs_and_says_that_it_is_synthetic(demo: tuple[Path, str]) -> None:
-    out, output = demo
-    assert output.count("RANDOM WEIGHTS") >= 2
-    assert "always the most frequent caption" in output
-    assert (out / "report.html").exists()
-
-
-def test_training_images_are_encoded_mirrored_and_in_part_too(demo: tuple[Path, str]) -> None:
-    out, _ = demo
+def test_training_images_are_encoded_mirrored_and_in_part_too(
+    captioner: Cli, small_config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    several = ("--set=features.mirrored=true", "--set=features.parts=2")
+    captioner("index", small_config, *several)
+    captioner("extract", small_config, *several)
     rows = manifest.read(str(out / "features"))
     training = rows["split"].to_pylist()
     for name in ("embedding_mirrored", "tokens_mirrored", "embedding_part_2", "tokens_part_1"):
@@ -58,16 +52,26 @@ def test_training_images_are_encoded_mirrored_and_in_part_too(demo: tuple[Path, 
     assert np.abs(found - embedding.numpy()).max() < np.abs(found - plain).max() / 4
 
 
-def test_a_whole_run_follows_its_source(captioner: Cli, demo: tuple[Path, str]) -> None:
-    out, _ = demo
-    assert "caption: done before" in captioner("run", out).output
-    model = (out / "model" / "decoder.safetensors").read_bytes()
-    first = min((out / "scenes" / "Images").iterdir())
+def test_a_whole_run_follows_its_source(
+    captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path
+) -> None:
+    # Another source in its place, of the same images and one more.
+    data = Path(shutil.copytree(scene_data, tmp_path / "data"))
+    first = min((data / "Images").iterdir())
     shutil.copy(first, first.with_name("zzz.png"))
-    with (out / "scenes" / "captions.txt").open("a") as file:
+    with (data / "captions.txt").open("a") as file:
         file.write("zzz.png,A new scene .\n")
-    output = captioner("run", out, "--update").output
+    for file in (finished_run / "config.yaml", finished_run / "model" / "config.yaml"):
+        values = yaml.safe_load(file.read_text())
+        values["source"] |= {
+            "images": str(data / "Images"),
+            "captions": str(data / "captions.txt"),
+        }
+        file.write_text(yaml.safe_dump(values))
+    assert "caption: done before" in captioner("run", finished_run).output
+    model = (finished_run / "model" / "decoder.safetensors").read_bytes()
+    output = captioner("run", finished_run, "--update").output
     assert "train: done before" in output
-    assert "caption: 61 rows, 1 new" in output
-    assert "BLEU, 61 images" in output
-    assert (out / "model" / "decoder.safetensors").read_bytes() == model
+    assert f"caption: {SCENES + 1} rows" in output
+    assert f"BLEU, {SCENES + 1} images" in output
+    assert (finished_run / "model" / "decoder.safetensors").read_bytes() == model

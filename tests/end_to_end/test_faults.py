@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +11,10 @@ from click.testing import Result
 from PIL import Image
 
 from jobs.stream import rows_written
-from tests.conftest import MANY
-from tests.processes import Command, wait_until, workers
+from tests.processes import Command, wait_until
 from tests.shards import assert_each_once
 
 Cli = Callable[..., Result]
-
-
-def test_a_killed_actor_costs_nothing(
-    captioner: Cli, cluster: str, slow_config: list[str], tmp_path: Path
-) -> None:
-    captioner("index", *slow_config)
-    features = str(tmp_path / "run" / "features")
-    with Command("extract", *slow_config) as command:
-        wait_until(lambda: rows_written(f"{features}.checkpoints") >= 64, command)
-        (actor,) = workers(cluster, "EncodeImages")
-        actor.send_signal(signal.SIGKILL)
-        output = command.finish()
-    assert f"extract: {MANY} rows" in output
-    assert_each_once(features, MANY)
 
 
 def test_a_second_command_in_the_same_run_directory_is_refused(

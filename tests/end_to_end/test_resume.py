@@ -18,8 +18,8 @@ from tests.processes import Command, wait_until, workers
 Cli = Callable[..., Result]
 
 
-def test_extraction_goes_on_after_sigkill_and_sigterm_and_writes_every_image_once(
-    captioner: Cli, slow_config: list[str], tmp_path: Path
+def test_extraction_goes_on_after_sigkill_of_all_or_its_actor_and_sigterm_and_writes_each_once(
+    captioner: Cli, slow_config: list[str], tmp_path: Path, cluster: str
 ) -> None:
     captioner("index", *slow_config)
     features = tmp_path / "run" / "features"
@@ -30,9 +30,15 @@ def test_extraction_goes_on_after_sigkill_and_sigterm_and_writes_every_image_onc
     assert 64 <= killed < MANY - 64
     assert not (features / "_summary.json").exists()
 
-    # Told to stop, it has done so within 25 seconds: who tells it kills after 30.
     with Command("extract", *slow_config) as command:
+        wait_until(lambda: workers(cluster, "EncodeImages"), command)
         wait_until(lambda: rows_written(checkpoints) >= killed + 32, command)
+        # The actor alone is lost, as with its node: Ray starts another.
+        (actor,) = workers(cluster, "EncodeImages")
+        actor.send_signal(signal.SIGKILL)
+        lost = rows_written(checkpoints)
+        wait_until(lambda: rows_written(checkpoints) >= lost + 32, command)
+        # Told to stop, it has done so within 25 seconds: who tells it kills after 30.
         command.process.terminate()
         assert command.process.wait(25) == 75, command.output
         assert "stopped by SIGTERM" in command.output
