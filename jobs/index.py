@@ -112,7 +112,7 @@ def listing(
     # The last of a batch: the next batch may begin with it again.
     held = sources.schema(config.source.keep_columns).empty_table()
     with stream.readable_errors(tally, config.at("manifest")):
-        for table in in_order(dataset):
+        for table in by_id(dataset):
             reasons = table.filter(pc.is_valid(table["skipped"]))
             for reason, times in zip(reasons["skipped"].to_pylist(), reasons["times"].to_pylist()):
                 skipped[reason] += times
@@ -128,8 +128,8 @@ def listing(
             yield held
 
 
-def in_order(found: Dataset) -> Iterator[pa.Table]:
-    """Its rows by id. Ray starts new workers to sort, seconds one after the other: few rows do not
+def by_id(found: Dataset) -> Iterator[pa.Table]:
+    """Its rows sorted. Ray starts new workers to sort, seconds one after the other: few rows do not
     need them."""
     found = found.materialize()
     if found.count() > _ROWS:

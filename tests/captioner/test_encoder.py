@@ -4,7 +4,6 @@ import copy
 import io
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -468,7 +467,6 @@ def test_the_precision_of_a_cpu_is_that_of_its_units(tower: Callable[..., str]) 
     assert torch.equal(chosen.encode(picture)[0], as_said.encode(picture)[0])
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_tower_gives_the_same_for_batches_of_any_size(
     tower: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,11 +66,11 @@ def test_many_are_sorted_by_ray_as_few_are_by_the_driver(
     monkeypatch.setattr(index, "_ROWS", at_once)
     rows = [{"image_id": image_id} for image_id in ("b", "é", "a", None, "Z", "aa")]
     found = ray.data.from_items(rows, override_num_blocks=3)
-    tables = [*index.in_order(found)]
+    tables = [*index.by_id(found)]
     assert max(map(len, tables)) <= at_once
     ids = pa.concat_tables(tables)["image_id"].to_pylist()
     assert ids == ["Z", "a", "aa", "b", "é", None]
 
 
-def test_nothing_is_in_order(cluster: str) -> None:
-    assert sum(map(len, index.in_order(ray.data.from_items([])))) == 0
+def test_nothing_is_sorted(cluster: str) -> None:
+    assert sum(map(len, index.by_id(ray.data.from_items([])))) == 0
