@@ -3,17 +3,18 @@ files of images with their captions."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 from numpy.typing import NDArray
 
 from captioner import storage
@@ -21,6 +22,8 @@ from captioner.images import extension
 from captioner.reading import Bytes, Unreadable
 
 CSV_COLUMNS = ("image_id", "uri", "caption", "log_probability", "confidence", "bleu_4", "error")
+
+_NAME_BYTES = 255  # file systems allow a name no more
 
 
 def json_lines(rows: pa.Table) -> str:
@@ -33,18 +36,28 @@ def csv_header() -> str:
 
 
 def csv_lines(rows: pa.Table) -> str:
-    """A line for each row, without columns that hold lists."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(row.values() for row in rows.select(CSV_COLUMNS).to_pylist())
-    return text.getvalue()
+    """A line for each row, without columns that hold lists. Text stands in quotes, whatever is in
+    it; nothing stands for null."""
+    text = io.BytesIO()
+    options = pyarrow.csv.WriteOptions(include_header=False)
+    pyarrow.csv.write_csv(rows.select(CSV_COLUMNS), text, options)
+    return text.getvalue().decode()
 
 
 def path_of(image_id: str) -> PurePosixPath:
     """A path inside any directory for this image: nothing in it leads out."""
     parts = image_id.replace("://", "/").replace("\\", "/").split("/")
-    kept = [part for part in parts if part not in ("", ".", "..")]
+    kept = [_fitting(part) for part in parts if part not in ("", ".", "..")]
     return PurePosixPath(*(kept or ["_"]))
+
+
+def _fitting(name: str, more: int = 0) -> str:
+    """A name that leaves room for so many ``more`` bytes: of one that is too long the beginning,
+    and a digest of it all."""
+    data = name.encode()
+    if len(data) + more <= _NAME_BYTES:
+        return name
+    return f"{data[:200].decode(errors='ignore')}-{sha256(data).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,8 @@ def _plain(image_id: str) -> str:
 
 
 def _full(image_id: str) -> str:
-    return f"{path_of(image_id)}.txt"
+    path = path_of(image_id)
+    return str(path.with_name(f"{_fitting(path.name, len('.txt'))}.txt"))
 
 
 def _hashes(names: Iterable[str]) -> NDArray[np.uint64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from datetime import date
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -260,7 +261,7 @@ class Share(Section):
 class Train(Section):
     epochs: Positive = 15
     batch_size: Positive = 32
-    """Images in one optimiser step, over all workers."""
+    """Images in one optimiser step, over all workers; each takes the same number, one at least."""
     captions_per_image: Literal["first", "all"] = "all"
     own_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """How many of the run's own training images an epoch sees, other ones every time."""
@@ -305,6 +306,12 @@ class Train(Section):
     seed: int = 0
     """The same one gives the same weights on the same hardware, where nothing has broken off: from
     the same features, and without cluster.address from the images on."""
+
+    @model_validator(mode="after")
+    def _batch_can_be_cut(self) -> Train:
+        if self.batch_size % self.accumulate:
+            raise ValueError("batch_size must be a multiple of accumulate")
+        return self
 
 
 class Search(Section):
@@ -469,6 +476,10 @@ _FREE = {"name", "run", "cluster", "encoder.batch_size", "features.rows_per_file
 _FREE |= {"encoder.compile", "image.max_error_rate", "source.max_deleted"}
 _FREE |= {"source.keep_columns"}  # the next listing brings them
 _FREE |= {"caption.batch_size", "caption.rows_per_file", "caption.formats"}
+# What may change with a new listing: it tells new and deleted images from those that stay.
+LISTING = frozenset({"source.include", "source.exclude", "source.allow_http"})
+# What may change where failed images are tried again: with higher limits they are read.
+LIMITS = frozenset({"image.max_bytes", "image.max_pixels"})
 
 
 def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
@@ -490,6 +501,11 @@ def read(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(f"{url}: no such configuration file")
     try:
         values = yaml.safe_load(storage.read_text(url)) or {}
+    except IsADirectoryError:
+        raise InputError(
+            f"{url}: a directory without a config.yaml, so neither a configuration nor a run. To "
+            "caption the images in it, give --model and --out"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{url}: not a YAML file: {error}") from None
     if not isinstance(values, dict):
@@ -558,10 +574,18 @@ def apply(values: dict[str, Any], override: str) -> None:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise InputError(f"--set {override}: {parent} is a value, not a section")
+    target[leaf] = _plain(text)
+
+
+def _plain(text: str) -> Any:
+    """A value as YAML has it; but what is text anyway stays as it is: paths may have ``#``, and
+    names may look like dates."""
     try:
-        target[leaf] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        target[leaf] = text
+        return text
+    is_quoted = text.strip()[:1] in ("'", '"')
+    return text if isinstance(value, str | date) and not is_quoted else value
 
 
 def _describe(problem: Any) -> str:

@@ -10,6 +10,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,9 @@ from captioner import manifest, storage
 from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
 from captioner.vocabulary import tokenize
+
+# Why an image has none: float16 has overflowed in the tower, or its weights are broken.
+NO_NUMBERS = "the features of this image are not finite numbers"
 
 
 def schema(identity: EncoderIdentity, views: Sequence[str] = ()) -> pa.Schema:
@@ -78,6 +82,16 @@ def to_numpy(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float16]:
         flat = array.flatten().to_numpy(zero_copy_only=False)
         values = flat.reshape(len(array), array.type.list_size)
     return values
+
+
+def finite(*arrays: NDArray[Any]) -> NDArray[np.bool_]:
+    """One or several ``(images, ...)`` -> ``(images,)``: whether all that an image has are finite
+    numbers. One that has not would be learned by every weight."""
+    first, *others = (np.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in arrays)
+    for other in others:
+        first &= other
+    good: NDArray[np.bool_] = first
+    return good
 
 
 def read_identity(url: str) -> EncoderIdentity:

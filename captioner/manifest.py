@@ -167,7 +167,7 @@ class Writer:
         self._url, self._next = url, f"{url}.next"
         storage.remove(self._next)
         self._filesystem, self._path = storage.arrow_filesystem(self._next)
-        self._filesystem.create_dir(self._path, recursive=True)
+        storage.make_directory(*storage.filesystem(self._next))
         summary = storage.read_summary(url)
         self._generation = summary["generation"] + 1 if summary else 0
         self._files = 0
@@ -209,7 +209,7 @@ def recover(url: str) -> None:
     if summary is None:
         return
     fs, path = storage.filesystem(url)
-    fs.makedirs(path, exist_ok=True)
+    storage.make_directory(fs, path)
     prefix = f"part-{summary['generation']:06d}-"
     for old in storage.files(url, "part-"):
         if not old.rpartition("/")[2].startswith(prefix):

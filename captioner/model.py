@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from captioner import config as configuration
-from captioner import decoders, precision, redaction, storage
+from captioner import decoders, features, precision, redaction, storage
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -27,8 +27,7 @@ WEIGHTS = "decoder.safetensors"
 FIRST_STAGE = "cross_entropy.safetensors"  # the best weights before self-critical training
 METADATA_KEY = b"captioner.model"  # of caption shards: the digest of the model that has made them
 LANGUAGE_MODEL = "language_model.json"  # of gpt2: its architecture
-# Why an image has no caption: float16 has overflowed in the tower, or its weights are broken.
-NO_NUMBERS = "the features of this image are not finite numbers"
+VOCABULARY = "vocabulary.json"
 
 
 # The words of a caption (<EOS> last), and the weights before each: (words, patches) float32.
@@ -52,7 +51,7 @@ class CaptionModel:
             InputError: the directory has no model, or a part of it is missing.
         """
         url = storage.resolve(url)
-        names = ("vocabulary.json", "config.yaml", "encoder.json", WEIGHTS)
+        names = (VOCABULARY, "config.yaml", "encoder.json", WEIGHTS)
         missing = [name for name in names if not storage.exists(storage.join(url, name))]
         if missing:
             raise InputError(f"{url}: not a model directory: {', '.join(missing)} missing")
@@ -60,7 +59,7 @@ class CaptionModel:
         config = configuration.parse(yaml.safe_load(text), storage.join(url, "config.yaml"))
         identity = EncoderIdentity.from_dict(storage.read_json(storage.join(url, "encoder.json")))
         vocabulary: AnyVocabulary
-        text = storage.read_text(storage.join(url, "vocabulary.json"))
+        text = storage.read_text(storage.join(url, VOCABULARY))
         language_model = None
         if config.decoder.type == "gpt2":
             vocabulary = BytePairVocabulary.from_json(text)
@@ -102,7 +101,7 @@ class CaptionModel:
         search: Search,
         image_ids: Sequence[str] | None = None,
     ) -> Sequence[Caption | None]:
-        """Caption images by their features; None where these are no numbers (``NO_NUMBERS``).
+        """Caption images by their features; None where these are no finite numbers.
 
         Args:
             embedding: ``(images, embedding_size)``.
@@ -122,7 +121,7 @@ class CaptionModel:
             hypotheses = find(self.decoder, memory, ids, search, words)
         good = hypotheses.log_probability.isfinite().any(dim=1).cpu().numpy()
         if not good.all():
-            good |= _finite(embedding) & (True if tokens is None else _finite(tokens))
+            good |= features.finite(embedding, *(() if tokens is None else (tokens,)))
         if not good.all():
             some = None if tokens is None else tokens[good]
             known = [name for name, kept in zip(ids, good) if kept]
@@ -159,15 +158,10 @@ class CaptionModel:
         return next(self.decoder.parameters()).device  # type: ignore[no-any-return]
 
 
-def _finite(values: np.ndarray[Any, Any]) -> Any:
-    """``(images, ...)`` -> ``(images,)``: whether all of an image's are finite."""
-    return np.isfinite(values).reshape(len(values), -1).all(axis=1)
-
-
 def digest(url: str) -> str:
     """What tells a model directory from every other: the SHA-256 of its weights and words."""
     found = hashlib.sha256()
-    for name in (WEIGHTS, "vocabulary.json"):
+    for name in (WEIGHTS, VOCABULARY):
         found.update(storage.read_bytes(storage.join(url, name)))
     return found.hexdigest()
 
@@ -189,5 +183,5 @@ def write_description(
     # A model directory is handed on, and nobody reads from it where its images were.
     described = redaction.clean(configuration.dump(config))
     storage.write_text(storage.join(url, "config.yaml"), described)
-    storage.write_text(storage.join(url, "vocabulary.json"), vocabulary.to_json())
+    storage.write_text(storage.join(url, VOCABULARY), vocabulary.to_json())
     storage.write_json(storage.join(url, "encoder.json"), encoder.to_dict())

@@ -18,8 +18,8 @@ from captioner import config as configuration
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
 from captioner.errors import InputError
+from captioner.features import NO_NUMBERS
 from captioner.images import decode
-from captioner.model import NO_NUMBERS
 from captioner.selection import Caption
 
 Source = str | os.PathLike[str] | bytes | PillowImage.Image
@@ -50,8 +50,8 @@ class Captioner:
         Args:
             model: a model directory, ``hf:NAME`` or ``coca:NAME``.
             device: None: a GPU where there is one.
-            encoder: the image tower, where it is to be another one than the model brings along
-                or names.
+            encoder: the image tower, or a file of its weights, where the model does not bring it
+                along and it is not where the model says.
             search: options of ``config.Search`` that should differ, such as ``beam_size=1``.
 
         Raises:
@@ -68,7 +68,8 @@ class Captioner:
             tower = tower_copy.options_of(place, config.encoder)
             options, limits = config.search.model_dump(), config.image
         if encoder is not None:
-            tower = EncoderOptions(**{**tower.model_dump(), "model": encoder})
+            changed = "pretrained" if os.path.isfile(encoder) else "model"
+            tower = EncoderOptions(**{**tower.model_dump(), changed: encoder})
         wanted = Search(**{**options, **search})
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(backends.load(name, tower, wanted, where), wanted, limits)

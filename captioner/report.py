@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import random
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
@@ -39,7 +39,7 @@ EXTREMES = 10
 MAX_ERRORS = 100
 _SCRIPT = Markup(page.source("table.js"))
 # The policy of the page lets this one script run, and nothing else.
-_SCRIPT_HASH = Markup(f"'sha256-{b64encode(sha256(_SCRIPT.encode()).digest()).decode()}'")
+_SCRIPT_HASH = Markup(f"'sha256-{b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}'")
 
 
 @dataclass(frozen=True)
@@ -122,22 +122,41 @@ def _metrics(config: JobConfig) -> dict[str, Any] | None:
 
 
 def _select(config: JobConfig) -> dict[str, list[str]]:
-    """Ids of a seeded sample of the captioned images, and of the highest and lowest BLEU-4."""
-    rows = manifest.dataset(config.at("captions")).to_table(
-        columns=["image_id", "bleu_4"], filter=pc.field("caption").is_valid()
-    )
-    ids = sorted(rows["image_id"].to_pylist())  # Ray writes rows in no fixed order
+    """Ids of a sample of the captioned images, and of the highest and lowest BLEU-4. An id decides
+    on whether it is in the sample, since Ray writes rows in no fixed order; of millions, only those
+    that may still be chosen are held."""
+    names = {"image_id": pa.string(), "bleu_4": pa.float32(), "drawn": pa.uint64()}
+    sample = best = worst = pa.schema(names.items()).empty_table()
+    scored = 0
     wanted = max(config.report.gallery, config.report.attention)
-    sample = random.Random(SEED).sample(ids, min(wanted, len(ids)))
-    by_score = [("bleu_4", "descending"), ("image_id", "ascending")]
-    ranked = rows.filter(rows["bleu_4"].is_valid()).sort_by(by_score)["image_id"].to_pylist()
-    half = min(EXTREMES, math.ceil(len(ranked) / 2))  # of few, none is both best and worst
+    for batch in manifest.dataset(config.at("captions")).to_batches(
+        columns=["image_id", "bleu_4"], filter=pc.field("caption").is_valid()
+    ):
+        drawn = pa.array(map(_drawn, batch["image_id"].to_pylist()), pa.uint64())
+        rows = pa.table(batch).append_column("drawn", drawn)
+        sample = _first(wanted, [sample, rows], drawn="ascending")
+        rows = rows.filter(rows["bleu_4"].is_valid())
+        scored += len(rows)
+        best = _first(EXTREMES, [best, rows], bleu_4="descending", image_id="ascending")
+        worst = _first(EXTREMES, [worst, rows], bleu_4="ascending", image_id="descending")
+    ids, highest, lowest = (rows["image_id"].to_pylist() for rows in (sample, best, worst))
+    highest = highest[: math.ceil(scored / 2)]  # of few, none is both best and worst
     return {
-        "gallery": sample[: config.report.gallery],
-        "attention": sample[: config.report.attention],
-        "best": ranked[:half],
-        "worst": ranked[half:][: -EXTREMES - 1 : -1],
+        "gallery": ids[: config.report.gallery],
+        "attention": ids[: config.report.attention],
+        "best": highest,
+        "worst": [image_id for image_id in lowest if image_id not in highest],
     }
+
+
+def _drawn(image_id: str) -> int:
+    digest = hashlib.blake2b(f"{SEED}:{image_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _first(count: int, parts: Sequence[pa.Table], **order: str) -> pa.Table:
+    """So many rows of all parts together, in this order of columns."""
+    return pa.concat_tables(parts).sort_by([*order.items()]).slice(0, count)
 
 
 def _cards(config: JobConfig, image_ids: Iterable[str]) -> dict[str, Card]:
@@ -190,7 +209,10 @@ def _settings(config: JobConfig) -> dict[str, list[tuple[str, str, bool]]]:
 
 def _splits(config: JobConfig) -> dict[str, int]:
     """Images in the manifest, by split."""
-    counts = Counter(manifest.read(config.at("manifest"), ["split"])["split"].to_pylist())
+    counts: Counter[str | None] = Counter()
+    for batch in manifest.dataset(config.at("manifest")).to_batches(columns=["split"]):
+        for found in batch["split"].value_counts().to_pylist():
+            counts[found["values"]] += found["counts"]
     order = ("train", "val", "test", None)
     return {split or "on no list": counts[split] for split in order if counts[split]}
 

@@ -34,6 +34,17 @@ AWAY = (
     "ServiceUnavailable",
     "InternalError",
 )
+# What they say where somebody may not do this, or nobody can.
+_REFUSED = (
+    "Unable to locate credentials",
+    "Access Denied",
+    "AccessDenied",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "Anonymous caller",
+    "bucket does not exist",
+)
 SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an underscore.
 
 
@@ -128,6 +139,11 @@ def is_away(error: BaseException) -> bool:
     return any(words in str(error) for words in AWAY)
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether a storage did answer, and said no."""
+    return isinstance(error, PermissionError) or any(words in str(error) for words in _REFUSED)
+
+
 def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
@@ -157,6 +173,13 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def make_directory(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Make a directory where the file system has such. On an object store, which needs none, this
+    would make a bucket of a name that is mistyped."""
+    if not any(has_protocol(fs, name) for name in _EXTRAS):
+        fs.makedirs(path, exist_ok=True)
+
+
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
     data: bytes = fs.cat_file(path)
@@ -166,7 +189,7 @@ def read_bytes(url: str) -> bytes:
 def write_bytes(url: str, data: bytes) -> None:
     """Write a small file whole. A local reader sees the old or the new file, never half of one."""
     fs, path = filesystem(url)
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    make_directory(fs, path.rpartition("/")[0])
     if not is_local(fs):
         fs.pipe_file(path, data)
         return
@@ -188,7 +211,7 @@ def local_copy(url: str) -> Iterator[str]:
 def writer(url: str) -> Iterator[BinaryIO]:
     """A file to write in pieces, of any size. Like ``write_bytes``: whole, or not at all."""
     fs, path = filesystem(url)
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    make_directory(fs, path.rpartition("/")[0])
     if not is_local(fs):
         file = fs.open(path, "wb", autocommit=False)
         try:
@@ -206,9 +229,9 @@ def writer(url: str) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def _taking_the_place_of(path: str) -> Iterator[str]:
     """A local file to write that becomes ``path`` when the block ends, and is gone if it fails."""
-    folder, _, name = path.rpartition("/")
-    # Of this writer alone; and after a crash, a name that Parquet readers skip.
-    partial = f"{folder}/_{name}.{uuid.uuid4().hex}.partial"
+    # Of this writer alone, no longer than any name may be; and after a crash, one that Parquet
+    # readers skip.
+    partial = f"{path.rpartition('/')[0]}/_{uuid.uuid4().hex}.partial"
     try:
         yield partial
         os.replace(partial, path)

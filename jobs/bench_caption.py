@@ -171,7 +171,9 @@ def _fused(config: JobConfig, url: str, encoding: float, search: float, size: in
     session.begin(config)
     DataContext.get_current().wait_for_min_actors_s = 600  # nothing is decoded while they start
     index.index(config)
-    job = caption_job.caption_images(config, url)["steady_images_per_second"]
+    job = caption_job.caption_images(config, caption_job.load(config, url))[
+        "steady_images_per_second"
+    ]
     described = f"beam {config.search.beam_size}" + (
         ", consensus" if config.search.consensus is not None else ""
     )

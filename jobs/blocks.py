@@ -18,7 +18,7 @@ import ray
 from captioner import manifest, redaction, storage
 from captioner.config import Image, Source
 from captioner.errors import StorageUnavailable
-from captioner.features import with_references
+from captioner.features import finite, to_numpy, with_references
 from captioner.images import Decoded, Pixels, Preprocessing
 from captioner.reading import Bytes, decoded, read_images
 from captioner.sources import Part
@@ -167,6 +167,13 @@ def newer(rows: pa.Table, after: int, splits: list[str]) -> pa.Table:
     return rows.filter(pc.is_in(rows["split"], pa.array(splits))) if splits else rows
 
 
+def with_error(rows: pa.Table, where: Sequence[bool], reason: str) -> pa.Table:
+    """The rows at these places have this error, where they have none yet."""
+    place, errors = rows.schema.get_field_index("error"), rows["error"]
+    found = pc.if_else(pc.and_(pa.array(where), errors.is_null()), reason, errors)
+    return rows.set_column(place, rows.schema.field(place), found)
+
+
 def errors_of(rows: pa.Table) -> dict[str, int]:
     """Failed rows by the first words of their reason; an image that is gone has not failed."""
     reasons = (reason.split(":")[0] for reason in rows["error"].drop_null().to_pylist())
@@ -174,11 +181,15 @@ def errors_of(rows: pa.Table) -> dict[str, int]:
 
 
 def trainable(rows: pa.Table, split: str) -> pa.Table:
-    """The rows of a split that can be learned from, without an error and with a caption; their
-    captions cut into words."""
+    """The rows of a split that can be learned from, without an error, with a caption and with
+    features that are numbers; their captions cut into words."""
     keep = pc.and_(pc.equal(rows["split"], split), pc.is_null(rows["error"]))
     captions = pc.fill_null(pc.list_value_length(rows["captions"]), 0)
-    return with_references(rows.filter(pc.and_(keep, pc.greater(captions, 0))))
+    rows = rows.filter(pc.and_(keep, pc.greater(captions, 0)))
+    seen = [rows[name] for name in ("embedding", "tokens") if name in rows.column_names]
+    if len(rows):
+        rows = rows.filter(pa.array(finite(*map(to_numpy, seen))))
+    return with_references(rows)
 
 
 def count_training_words(rows: pa.Table) -> pa.Table:

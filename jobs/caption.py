@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.metrics import BleuStatistics, sentence_bleu_4
-from captioner.model import METADATA_KEY, NO_NUMBERS, CaptionModel, digest
+from captioner.model import METADATA_KEY, CaptionModel, digest
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 from jobs import blocks, formats, session, stream, table_rows
@@ -65,32 +66,50 @@ def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
     return _caption(config, CaptionFeatures, arguments, rows, schema, as_they_are, model_bytes)
 
 
-def caption_images(config: JobConfig, model: str) -> dict[str, Any]:
-    """Caption the images of a manifest without features on disk: encode and search in one.
+@dataclass(frozen=True)
+class Given:
+    """What is to caption images: a trained model with its tower, or somebody else's captioner."""
 
-    ``model`` is a model directory, ``hf:NAME`` or ``coca:NAME``.
+    name: str  # a model directory, hf:NAME or coca:NAME
+    options: EncoderOptions
+    tower: Tower | None  # None: somebody else's
+    encoder: EncoderIdentity
+    schema: pa.Schema  # of its captions
+
+
+def load(config: JobConfig, model: str) -> Given:
+    """Load it in the driver too: what cannot be had, or would be put beside another model's
+    captions, stops the job before there is work.
+
+    Raises:
+        InputError: for one of these reasons.
     """
     # Imported when needed: image towers take seconds, in each new worker, and features none.
     from captioner.encoder import Tower
-    from jobs import extract
 
     foreign = backends.is_foreign(model)
     where = model if foreign else storage.resolve(model)
     options = config.encoder if foreign else tower_copy.options_of(where, config.encoder)
-    # The driver loads it too: what cannot be had stops the job here, before Ray starts.
     tower = None if foreign else Tower.load(options)
     encoder = backends.load(where, options, config.search, tower=tower).identity
     of_model = encoder.weights_sha256 if foreign else digest(where)
-    schema = _schema_of(config, model, encoder, of_model)
+    return Given(where, options, tower, encoder, _schema_of(config, model, encoder, of_model))
+
+
+def caption_images(config: JobConfig, given: Given) -> dict[str, Any]:
+    """Caption the images of a manifest without features on disk: encode and search in one."""
+    from jobs import extract
+
     rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
 
     def decoded(images: Dataset, tally: Any) -> Dataset:
-        return stream.decoded(images, encoder.preprocessing, config, tally)
+        return stream.decoded(images, given.encoder.preprocessing, config, tally)
 
-    session.begin(config, {} if foreign else {"--model": where})
-    arguments = (where, options, ray.put(tower))  # Ray brings it to each node once
-    model_bytes = precision.bytes_of(tower.visual) if tower else None
-    return _caption(config, CaptionImages, arguments, rows, schema, decoded, model_bytes)
+    session.begin(config, {"--model": given.name} if given.tower else {})
+    # Ray brings the tower to each node once.
+    arguments = (given.name, given.options, ray.put(given.tower))
+    model_bytes = precision.bytes_of(given.tower.visual) if given.tower else None
+    return _caption(config, CaptionImages, arguments, rows, given.schema, decoded, model_bytes)
 
 
 def _schema_of(config: JobConfig, model: str, encoder: EncoderIdentity, known: str) -> pa.Schema:
@@ -202,17 +221,10 @@ class CaptionImages:
 def _reported(
     rows: pa.Table, captions: Sequence[Caption | None], reporter: Reporter, began: float
 ) -> pa.Table:
-    rows = with_reasons(rows, captions)
+    # What has neither a caption nor a reason yet gets one.
+    rows = blocks.with_error(rows, [not caption for caption in captions], features.NO_NUMBERS)
     reporter.add(len(rows), blocks.errors_of(rows), began)
     return caption_rows(rows, captions)
-
-
-def with_reasons(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:
-    """What has neither a caption nor a reason yet gets one."""
-    pairs = zip(rows["error"].to_pylist(), captions)
-    errors = [NO_NUMBERS if not error and not caption else error for error, caption in pairs]
-    place = rows.schema.get_field_index("error")
-    return rows.set_column(place, rows.schema.field(place), pa.array(errors, pa.string()))
 
 
 def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:

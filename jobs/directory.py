@@ -37,17 +37,19 @@ def caption(
         )
     score.require(config)
     with pipeline.at_work(config):
-        pipeline.prepare(config, fused=True, remade=("score", "report"))
+        free = pipeline.may_change(listed=True, retried=retry_errors)
+        pipeline.prepare(config, fused=True, remade=("score", "report"), free=free)
         where = model if backends.is_foreign(model) else storage.resolve(model)
         made = {"command": _command(config, where, overrides), "model": where}
         cleaned = {name: redaction.clean(value) for name, value in made.items()}
         storage.write_json(config.at(outputs.COMMAND), cleaned)
+        given = job.load(config, model)  # and not after hours of listing
         with logs.about(step="index"):
             lines = [index.describe(index.index(config))]
         if retry_errors:
             lines.append(pipeline.renew_errors(config, "caption"))
         with logs.about(step="caption"):
-            lines.append(job.describe(job.caption_images(config, model)))
+            lines.append(job.describe(job.caption_images(config, given)))
         if score.is_current(config):
             lines.append(score.describe(storage.read_json(config.at("metrics.json"))))
         elif captions or scores.countable(config.at("captions")):

@@ -24,7 +24,7 @@ from captioner.encoder import Encoder, Tower
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from jobs import session, stream, table_rows
-from jobs.blocks import errors_of, valid_pixels
+from jobs.blocks import errors_of, valid_pixels, with_error
 from jobs.tally import Reporter
 
 COLUMNS = [
@@ -100,26 +100,34 @@ class EncodeImages:
         began = time.monotonic()
         target = self._encoder.identity.preprocessing
         valid, pixels = valid_pixels(rows["pixels"], target)
+        seen = self._encode(pixels)
+        good = features.finite(*seen.values())
+        if not good.all():
+            valid[valid] = good
+            pixels, seen = pixels[good], {name: values[good] for name, values in seen.items()}
+            rows = with_error(rows, ~valid, features.NO_NUMBERS)
         arrays = {name: rows[name] for name in self._schema.names if name in rows.column_names}
-        arrays |= self._encoded(valid, pixels)
+        arrays |= self._columns(valid, seen)
         if "embedding" + views.MIRRORED in self._schema.names:
             training = pc.fill_null(pc.equal(rows["split"], "train"), False).to_numpy()
             mirrors = np.ascontiguousarray(pixels[training[valid], :, ::-1])
-            arrays |= self._encoded(valid & training, mirrors, views.MIRRORED)
+            arrays |= self._columns(valid & training, self._encode(mirrors), views.MIRRORED)
         for name in rows.column_names:
             if name.startswith("pixels_part_"):
-                arrays |= self._encoded(
-                    *valid_pixels(rows[name], target), name.removeprefix("pixels")
-                )
+                there, part = valid_pixels(rows[name], target)
+                arrays |= self._columns(there, self._encode(part), name.removeprefix("pixels"))
         self._reporter.add(len(rows), errors_of(rows), began)
         return pa.table({name: arrays[name] for name in self._schema.names}, schema=self._schema)
 
-    def _encoded(self, valid: Any, pixels: Any, suffix: str = "") -> dict[str, pa.Array]:
-        """The feature columns of all rows, from the pixels of the valid ones."""
+    def _encode(self, pixels: Any) -> dict[str, Any]:
         embedding, tokens = self._encoder.encode(pixels)
-        found = {"embedding" + suffix: embedding, "tokens" + suffix: tokens}
+        seen = {"embedding": embedding, "tokens": tokens}
+        return {name: values.numpy() for name, values in seen.items() if values is not None}
+
+    def _columns(self, valid: Any, seen: dict[str, Any], suffix: str = "") -> dict[str, pa.Array]:
+        """Of all rows, from what was seen of the valid ones."""
+        types = {name: self._schema.field(name + suffix).type for name in seen}
         return {
-            name: features.column(values.numpy(), valid, self._schema.field(name).type)
-            for name, values in found.items()
-            if values is not None
+            name + suffix: features.column(values, valid, types[name])
+            for name, values in seen.items()
         }

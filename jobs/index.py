@@ -45,7 +45,10 @@ def index(config: JobConfig) -> dict[str, Any]:
     writer = manifest.Writer(url)
     parts = sources.parts(config.source)
     session.begin(config)
-    known = sources.unchanged(parts, config.source, url) if before else set()
+    # What the globs of before have left out, the manifest does not know.
+    globs = [config.source.include, config.source.exclude]
+    same = before is not None and before.get("globs", globs) == globs
+    known = sources.unchanged(parts, config.source, url) if same else set()
     with progress.show("index", None, config.run) as tally:
         for found in listing(config, parts, known, tally, skipped):
             rows = assign(found)
@@ -67,6 +70,7 @@ def index(config: JobConfig) -> dict[str, Any]:
         "splits": {split or "on no list": splits[split] for split in sorted(splits, key=str)},
         "skipped": dict(skipped),
         "unchanged_shards": len(known),
+        "globs": globs,
         "rows_per_read": sources.rows_per_read(parts[0]),
         "manifest": before.get("manifest") if before else uuid.uuid4().hex,  # while serials go on
         "serial": update.serial,

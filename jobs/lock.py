@@ -100,7 +100,7 @@ def _acquire(url: str, mine: dict[str, Any]) -> None:
 def _create(url: str, mine: dict[str, Any]) -> bool:
     """Write the lock where there is none, in one step; False where there is one."""
     fs, path = storage.filesystem(url)
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    storage.make_directory(fs, path.rpartition("/")[0])
     data = json.dumps({**mine, "beat": 0}).encode()
     if storage.is_local(fs):
         try:

@@ -38,6 +38,11 @@ def check(config: JobConfig, identity: EncoderIdentity) -> None:
     """
     for run in config.train.mixed_with:
         url = storage.join(run.run, "features")
+        if storage.exists(url) and storage.read_summary(url) is None:
+            raise InputError(
+                f"train.mixed_with: {url}: not all features are there yet; `captioner extract "
+                f"{run.run}` makes the others"
+            )
         if difference := identity.difference(features.read_identity(url)):
             raise InputError(f"train.mixed_with: {url}: features of another encoder: {difference}")
         there = manifest.dataset(url).schema.names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import yaml
 
@@ -28,7 +28,7 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
                 f"{config.at()}: this is a captioned directory, and no run with a model of its "
                 f"own. What goes on with it is: {made}"
             )
-        prepare(config, redo)
+        prepare(config, redo, free=may_change(listed=update))
         if (config.score.also or config.score.group_by) and not is_done(config, "score"):
             from jobs import score
 
@@ -64,6 +64,7 @@ def run_stage(
             config,
             redo=stage if stage == "score" else None,
             remade=(stage,) if stage == "report" else (),
+            free=may_change(listed=update or stage == "index", retried=retry_errors),
         )
         if update:
             _run_stage(config, "index")
@@ -95,6 +96,12 @@ def at_work(config: JobConfig) -> Iterator[None]:
             raise StorageUnavailable(
                 f"{config.at()}: {error}. What is done stays done; the same command goes on later"
             ) from error
+        if storage.is_refused(error):
+            raise InputError(
+                f"{error}. A job lists and reads {config.source.images}, and writes to "
+                f"{config.at()}. Credentials come from where their libraries look for them, such "
+                "as AWS_ACCESS_KEY_ID"
+            ) from error
         raise
 
 
@@ -124,8 +131,17 @@ def with_warning(config: JobConfig, result: str) -> str:
     return f"{result}\n{RANDOM_WEIGHTS}" if random else result
 
 
+def may_change(listed: bool, retried: bool = False) -> Collection[str]:
+    """The keys that a command may change which lists the source, or tries failed images, again."""
+    return {*(configuration.LISTING if listed else ()), *(configuration.LIMITS if retried else ())}
+
+
 def prepare(
-    config: JobConfig, redo: str | None = None, fused: bool = False, remade: Sequence[str] = ()
+    config: JobConfig,
+    redo: str | None = None,
+    fused: bool = False,
+    remade: Sequence[str] = (),
+    free: Collection[str] = (),
 ) -> None:
     """Make the run directory this configuration's, or see that it already is; complete what a
     crash has left of a manifest before anything reads it.
@@ -135,10 +151,11 @@ def prepare(
         fused: images are captioned without features and training of their own, so that captions
             are what another encoder or decoder makes stale.
         remade: stages that take the place of what is there at their end, whatever it was made with.
+        free: keys that may differ.
 
     Raises:
-        InputError: results in it were made with another configuration; or to do stages again would
-            delete the only copy of the image tower.
+        InputError: results in it were made with another configuration, or are somebody else's; or
+            to do stages again would delete the only copy of the image tower.
     """
     url = config.at("config.yaml")
     if storage.exists(url):
@@ -147,7 +164,8 @@ def prepare(
         differences = {
             key: values
             for key, values in configuration.differences(before, config).items()
-            if configuration.stage_of(key) not in (*again, *remade)
+            if key not in free
+            and configuration.stage_of(key) not in (*again, *remade)
             and _has_begun(config, key, fused)
         }
         if differences and not fused and _only_a_second_stage(before, differences):
@@ -174,8 +192,30 @@ def prepare(
             tower_copy.require_original(config.at("model"), config.encoder)
         for stage in reversed(again):  # a crash in between leaves nothing that rests on nothing
             discard(config, stage)
+    else:
+        _require_free(config, fused)
     manifest.recover(config.at("manifest"))
     storage.write_text(url, configuration.dump(config))
+
+
+def _require_free(config: JobConfig, fused: bool) -> None:
+    """
+    Raises:
+        InputError: something is where a stage would write, and perhaps delete first, and no stage
+            has made it.
+    """
+    written = [
+        name
+        for stage in STAGES
+        if not (fused and stage in ("extract", "train"))
+        for name in OUTPUTS[stage]
+    ]
+    there = {path.rstrip("/").rpartition("/")[2] for path in storage.files(config.at(), "")}
+    if taken := [config.at(name) for name in written if name in there]:
+        raise InputError(
+            f"{', '.join(taken)}: there already, and not of a run: {config.at()} has no "
+            "config.yaml. Set run=, or give --out, a new directory"
+        )
 
 
 def _only_a_second_stage(before: JobConfig, differences: Mapping[str, object]) -> bool:

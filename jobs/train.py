@@ -6,12 +6,13 @@ import json
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray.train
 import ray.train.torch
-from ray.data import Dataset
+from ray.data import DataContext, Dataset, RandomSeedConfig
 
 from captioner import counting, features, model, storage, tower_copy, views
 from captioner.config import JobConfig
@@ -28,6 +29,7 @@ from jobs.tasks import map_batches
 from jobs.train_worker import Task, work
 
 _CAPTION_BYTES = 1024  # of an image's captions, cut into words
+_ROWS_TOGETHER = 256  # in memory, in whatever order they are seen; as in a row group of a shard
 
 
 def train(config: JobConfig) -> dict[str, Any]:
@@ -39,15 +41,17 @@ def train(config: JobConfig) -> dict[str, Any]:
     language_model, vocabulary = require(config)
     session.begin(config)
     workers = session.trainers(config)
-    vocabulary = vocabulary or build_vocabulary(config)
+    vocabulary = vocabulary or vocabulary_of(config)
     of_runs = mixture.counts(config)
-    validated = mixture.trainable(config.run, "val")
-    if validated < (most := max(workers.count, workers.most or 0)):
+    images = {
+        "train": mixture.drawn_of(of_runs, config),
+        "val": mixture.trainable(config.run, "val"),
+    }
+    if images["train"] < (most := max(workers.count, workers.most or 0)):
         raise InputError(
-            f"{config.at()}: {validated} val images for {most} training workers, each of which "
-            "needs one at least (split, cluster.train_workers)"
+            f"{config.at()}: {images['train']} train images for {most} training workers, each of "
+            "which needs one at least (split, cluster.train_workers)"
         )
-    images = {"train": mixture.drawn_of(of_runs, config), "val": validated}
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     if missing := tower_copy.write(config.at("model"), config.encoder):
         logs.say(f"train: encoder.model: {missing}")
@@ -91,7 +95,7 @@ def train(config: JobConfig) -> dict[str, Any]:
                 failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
             ),
             datasets=_datasets(config, identity, sum(of_runs) + images["val"], tally),
-            dataset_config=_ingest(workers),
+            dataset_config=_ingest(),
         )
         trainer.fit()
     seconds = time.monotonic() - started
@@ -119,11 +123,14 @@ class OwnTrainer(ray.train.torch.TorchTrainer):
         return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def _ingest(workers: session.Workers) -> ray.train.DataConfig:
+def _ingest() -> ray.train.DataConfig:
     return ray.train.DataConfig(
-        # One worker reads all of val itself: no actor has to start to share it out.
-        datasets_to_split=["train"] if workers.range == 1 else "all",
-        execution_options=ray.train.DataConfig.default_ingest_options(),
+        # What cannot be shared out evenly Ray drops. Every worker reads val whole, and takes its
+        # own batches.
+        datasets_to_split=["train"],
+        # Of this process: its blocks are in order. (Ray's default_ingest_options copies an option
+        # that Ray 2.60 itself warns of.)
+        execution_options=DataContext.get_current().execution_options,
     )
 
 
@@ -139,6 +146,15 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
     language_model, vocabulary = LanguageModel.pretrained(name)
     GPT2Decoder(language_model=language_model, embedding_size=1).load_pretrained(name)
     return language_model, vocabulary
+
+
+def vocabulary_of(config: JobConfig) -> Vocabulary:
+    """The words of a training that goes on are those that its weights were learned with, whatever
+    the manifest says now; of a new one, those of the training split."""
+    kept = config.at("model", model.VOCABULARY)
+    if storage.exists(kept):
+        return Vocabulary.from_json(storage.read_text(kept))
+    return build_vocabulary(config)
 
 
 def build_vocabulary(config: JobConfig) -> Vocabulary:
@@ -170,13 +186,19 @@ def _datasets(
 ) -> dict[str, Dataset]:
     """The usable feature rows of both splits; every epoch streams them from the shards anew."""
     datasets = {split: feature_rows(config, identity, split, tally) for split in ("train", "val")}
-    size = identity.bytes_per_image + _CAPTION_BYTES
+    seen = identity if config.decoder.attention != "none" else replace(identity, patches=0)
+    size = seen.bytes_per_image + _CAPTION_BYTES
     if images * size < session.object_store_bytes() / 2:
         # Small enough to stay in memory: no epoch has to read and decompress the shards again. But
         # of several views each sees another.
         several = views.suffixes(config.features)
         for split in ("val",) if several else ("train", "val"):
-            datasets[split] = datasets[split].materialize()
+            rows = datasets[split].repartition(target_num_rows_per_block=_ROWS_TOGETHER)
+            datasets[split] = rows.materialize()
+        if not several:
+            # In every epoch in another order, as shards are: see ``mixture.shards``.
+            seed = RandomSeedConfig(seed=config.train.seed, reseed_after_execution=True)
+            datasets["train"] = datasets["train"].randomize_block_order(seed=seed)
     shares = [run.share for run in mixture.runs(config)]
     if min(shares) < 1.0:
         arguments = (shares, config.train.seed, tally)

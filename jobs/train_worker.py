@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import time
@@ -207,6 +208,7 @@ class Worker:
         tables = ray.train.get_dataset_shard("val").iter_batches(
             batch_size=options.batch_size, batch_format="pyarrow"
         )
+        tables = itertools.islice(tables, self._rank, None, self._workers)
         found = batches.batches(tables, vocabulary, options, self._device)
         if progress.measure(stage, options) == "loss":
             return {"val_loss": self._sum(validate(self._learner, found)).mean}

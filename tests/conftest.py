@@ -25,8 +25,8 @@ REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
 TINY_VIT = REPOSITORY / "configs" / "tiny-vit"
 # Of all that they start, too: the cores are shared by many processes, and threads that wait for one
-# another spin meanwhile. A training that took 78 s alone took 246 s among them, and 77 s so.
-os.environ.setdefault("OMP_THREAD_LIMIT", "1")
+# another spin meanwhile, unless they are told to sleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SCENES = 120
 MANY = 256  # scenes, of which a job is killed or stopped in the middle

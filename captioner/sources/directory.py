@@ -16,6 +16,7 @@ from captioner.errors import InputError
 from captioner.sources.listing import Part, Rows, Version, is_utf8, matches
 
 ENOUGH = 64  # directories to list at the same time
+_MANY = 20_000  # entries without a directory among them: there will be none
 _GONE = "gone while it was listed"
 _KEYS_PER_PAGE = 1_000  # S3 gives no more
 _NOTHING = Version(None, None, None)
@@ -29,7 +30,8 @@ class Entry(NamedTuple):
 
 
 def parts(source: Source) -> list[Part]:
-    """Single directories near the root, and whole trees below them: enough to share out.
+    """Single directories near the root, and whole trees below them: enough to share out. The tasks
+    list them again, so that what has many files is left to them.
 
     Raises:
         InputError: ``source.images`` is missing, or is no directory.
@@ -43,22 +45,31 @@ def parts(source: Source) -> list[Part]:
             f"{root}: a file, not a directory. Set source.images to a directory, or source.format "
             "to what the file is."
         )
-    single: list[Part] = []
+    found: list[Part] = []
     trees = [Part("tree", storage.uri(fs, top), "")]
     with ThreadPoolExecutor(_THREADS) as pool:
         while trees and len(trees) < ENOUGH:
-            single += [Part("directory", part.url, part.prefix) for part in trees]
-            below = pool.map(lambda part: list(_trees_in(part, source)), trees)
-            trees = [part for parts in below for part in parts]
-    return single + trees
+            cut = [*zip(trees, pool.map(lambda part: _trees_in(part, source), trees))]
+            found += [tree if below is None else _alone(tree) for tree, below in cut]
+            trees = [part for _, below in cut for part in below or ()]
+    return found + trees
 
 
-def _trees_in(part: Part, source: Source) -> Iterator[Part]:
+def _alone(tree: Part) -> Part:
+    return Part("directory", tree.url, tree.prefix)
+
+
+def _trees_in(part: Part, source: Source) -> list[Part] | None:
+    """The directories in this one; None: it has many files, and none was found among them."""
     fs, path = storage.filesystem(part.url)
-    for entry in _entries(fs, path, part.prefix):
+    trees: list[Part] = []
+    for count, entry in enumerate(_entries(fs, path, part.prefix)):
+        if count >= _MANY and not trees:
+            return None
         prefix = f"{part.prefix}/{entry.name}" if part.prefix else entry.name
         if entry.kind == "directory" and not _why_not_below(prefix, source):
-            yield Part("tree", storage.join(part.url, entry.name), prefix)
+            trees.append(Part("tree", storage.join(part.url, entry.name), prefix))
+    return trees
 
 
 def list_files(part: Part, source: Source) -> Iterator[pa.Table]:
@@ -101,7 +112,7 @@ def _entries(fs: fsspec.AbstractFileSystem, path: str, prefix: str) -> Iterator[
         # Passing over it would tell the next stage that its images are gone.
         raise InputError(
             f"{path}: cannot be listed ({error}). To leave it out, add {f'{prefix}/*'!r} to "
-            "source.exclude"
+            "source.exclude (--set source.exclude=[...] takes the place of the whole list)"
         ) from None
     except FileNotFoundError:
         yield Entry("", _GONE, _NOTHING)

@@ -31,7 +31,11 @@ def compare(first: str, second: str, out: str) -> None:
 @click.option("--model", metavar="MODEL", required=True, help="DIR, hf:NAME or coca:NAME.")
 @click.option("--best", default=5, show_default=True, help="How many captions to show.")
 @click.option("--out", default="attention.png", show_default=True, help=".png, .svg or .pdf.")
-@click.option("--encoder", metavar="MODEL", help="Where the image tower is, if not with the model.")
+@click.option(
+    "--encoder",
+    metavar="MODEL",
+    help="Where the image tower, or the file of its weights, is, if not with the model.",
+)
 def view(image: str, model: str, best: int, out: str, encoder: str | None) -> None:
     """Caption one image, and draw where the model looked.
 

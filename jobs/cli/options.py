@@ -64,5 +64,8 @@ def read(config: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     """The values of a CONFIG, and the file that they come from."""
     in_run = storage.join(config, "config.yaml")
     if storage.exists(in_run):  # wherever the run directory has been moved to
-        return configuration.read(in_run, (f"run={config}", *overrides)), in_run
+        values = {**configuration.read(in_run), "run": config}
+        for override in overrides:
+            configuration.apply(values, override)
+        return values, in_run
     return configuration.read(config, overrides), config

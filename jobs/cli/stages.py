@@ -89,7 +89,7 @@ def extract(config: JobConfig, update: bool, retry_errors: bool) -> None:
     \b
     Examples:
       captioner extract runs/flickr8k
-      captioner extract configs/flickr8k.yaml --update    # every night
+      captioner extract runs/flickr8k --update    # every night
     """
     _stage("extract", config, update=update, retry_errors=retry_errors)
 

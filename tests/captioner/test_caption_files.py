@@ -40,6 +40,9 @@ def test_csv_is_read_back_with_quotes_and_line_ends() -> None:
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["caption"] for row in rows] == [*ROWS["caption"].to_pylist()[:3], ""]
     assert rows[0]["confidence"] == "0.5"
+    icon = ROWS.slice(0, 1).set_column(0, "image_id", pa.array(["Icon\r"]))  # of a Mac
+    text = caption_files.csv_header() + caption_files.csv_lines(icon)
+    assert [row["image_id"] for row in csv.DictReader(io.StringIO(text, newline=""))] == ["Icon\r"]
     assert rows[3]["error"] == "UnidentifiedImageError: no image"
 
 
@@ -52,6 +55,8 @@ def test_csv_is_read_back_with_quotes_and_line_ends() -> None:
         ("s3://bucket/a/./b.jpg", "s3/bucket/a/b.jpg"),
         (r"..\..\windows.jpg", "windows.jpg"),
         ("..", "_"),
+        ("a/" + 255 * "x", "a/" + 255 * "x"),
+        ("a/" + 256 * "x", "a/" + 200 * "x" + "-85e62acd750c4eb5"),
     ],
 )
 def test_no_image_id_leads_out_of_a_directory(image_id: str, path: str) -> None:
@@ -79,6 +84,16 @@ def test_sidecars_stand_as_the_images_do_and_none_takes_anothers_place(tmp_path:
         "2024/cat.png.txt": "another cat\nin two lines\n",
         "dog.final.txt": "ein Hund läuft\n",
     }
+
+
+def test_names_as_long_as_a_disk_allows_and_longer_ones_have_sidecars(tmp_path: Path) -> None:
+    names = [f"{'猫' * 83}.jpg", f"{'犬' * 83}.jpg", f"{'犬' * 83}.png"]
+    names.append("https://a.org/" + "x" * 300 + "/1.jpg?" + "y" * 300)
+    rows = pa.table({"image_id": names, "caption": ["a cat", "a dog", "a dog", "a bird"]})
+    assert caption_files.write_sidecars(rows, str(tmp_path), SidecarNames.of([names])) == 4
+    assert (tmp_path / f"{'猫' * 83}.txt").read_text() == "a cat\n"
+    written = sorted(path.read_text() for path in tmp_path.rglob("*.txt"))
+    assert written == ["a bird\n", "a cat\n", "a dog\n", "a dog\n"]
 
 
 def test_an_image_that_has_no_caption_any_more_loses_its_sidecar(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from captioner import config
 from captioner.errors import InputError
+from jobs.cli import options
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"name": "n", "run": "runs/n", "source": {"images": "photos"}}
@@ -95,6 +96,9 @@ def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
         ("vocabulary.remove_stop_words=true", "vocabulary.remove_stop_words", True),
         ("encoder.pretrained=none", "encoder.pretrained", "none"),
         ("name=a=b", "name", "a=b"),
+        ("name=trip #2", "name", "trip #2"),
+        ("name='trip #2'", "name", "trip #2"),
+        ("name=2026-11-25", "name", "2026-11-25"),
     ],
 )
 def test_an_override_sets_one_key(tmp_path: Path, override: str, key: str, value: Any) -> None:
@@ -160,8 +164,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=str(tmp_path)):
+    with pytest.raises(InputError, match=f"{tmp_path}: a directory without a config.yaml"):
         config.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["trip #2", "2026-11-25", "20261125", "a: b"])
+def test_a_run_directory_is_where_it_is_whatever_its_name(tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(MINIMAL))
+    found = options.load(str(run), ("train.epochs=3",))
+    assert (found.run, found.train.epochs) == (str(run), 3)
+
+
+def test_a_batch_is_cut_into_equal_parts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch_size must be a multiple of accumulate"):
+        load(tmp_path, MINIMAL, "train.accumulate=5")
 
 
 @pytest.mark.parametrize("text", ["name: [1", "a: b: c", "\x00"])

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from captioner import Captioner, manifest
+from captioner import Captioner, backends, manifest
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.model import CaptionModel
@@ -118,6 +118,18 @@ def test_a_tower_that_has_moved_is_given_by_its_new_place(run: JobConfig, tmp_pa
     picture = Image.new("RGB", (40, 40), "red")
     captioner = Captioner.load(run.at("model"), encoder=f"local-dir:{moved}")
     assert captioner.caption(picture).text == Captioner.load(run.at("model")).caption(picture).text
+
+
+def test_a_file_of_weights_that_has_moved_is_given_by_its_new_place(
+    run: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, given = tmp_path / "ViT-B-32.pt", []
+    weights.touch()
+    monkeypatch.setattr(backends, "load", lambda _, tower, *__: given.append(tower))
+    Captioner.load(run.at("model"), encoder=str(weights))
+    (tower,) = given
+    assert tower.pretrained == str(weights)
+    assert tower.model.endswith("/encoder/tower")
 
 
 def test_the_package_is_imported_without_torch() -> None:

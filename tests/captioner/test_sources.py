@@ -13,7 +13,7 @@ import pytest
 from captioner import sources, storage
 from captioner.config import Source
 from captioner.errors import InputError
-from captioner.sources import listing
+from captioner.sources import directory, listing
 from captioner.sources.listing import Version
 from tests.listings import fill, ids, listed, tar, write_parquet
 
@@ -314,9 +314,16 @@ TREES = {
 
 @pytest.mark.parametrize("name", TREES)
 @pytest.mark.parametrize("where", ["local", "memory"])
+@pytest.mark.parametrize("many", [2, 20_000])
 def test_the_parts_of_a_tree_give_every_file_once(
-    name: str, where: str, tmp_path: Path, memory_root: str
+    name: str,
+    where: str,
+    many: int,
+    tmp_path: Path,
+    memory_root: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(directory, "_MANY", many)
     root = str(tmp_path) if where == "local" else memory_root
     fill(root, *TREES[name])
     found, skipped = ids(root, exclude=["3/out/*"])
@@ -332,6 +339,16 @@ def test_a_large_tree_has_parts_enough_to_share_out(name: str, tmp_path: Path) -
     parts = sources.parts(Source(images=str(tmp_path)))
     assert sum(part.kind == "tree" for part in parts) >= 64
     assert len({part.url for part in parts}) == len(parts)
+
+
+def test_a_directory_of_many_files_is_left_to_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, *(f"{name}/{n}.jpg" for name in "ab" for n in range(5)))
+    source = Source(images=str(tmp_path))
+    assert [part.kind for part in sources.parts(source)] == ["directory"] * 3
+    monkeypatch.setattr(directory, "_MANY", 4)
+    assert [part.kind for part in sources.parts(source)] == ["directory", "tree", "tree"]
 
 
 def test_a_large_part_comes_as_several_tables(

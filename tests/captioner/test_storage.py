@@ -270,3 +270,17 @@ for url in sys.argv[1:]:
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(InputError, match=r"nonsense://x: .*nonsense"):
         storage.filesystem("nonsense://x")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/photos"),
+        PermissionError("Access Denied"),
+        RuntimeError("botocore.exceptions.NoCredentialsError: Unable to locate credentials"),
+    ],
+)
+def test_a_storage_that_says_no_is_neither_away_nor_full(error: Exception) -> None:
+    assert storage.is_refused(error)
+    assert not storage.is_away(error)
+    assert not storage.is_full(error)

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
+
 from captioner import errors
+from tests.s3 import Door
 
 
 def captioner(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -49,6 +52,16 @@ def test_a_storage_that_does_not_answer_is_temporary(small_config: Path) -> None
     assert done.returncode == 75, done.stderr
     assert done.stderr.startswith("Error: s3://bucket/run: Could not connect to the endpoint")
     assert "the same command goes on later" in done.stderr
+
+
+def test_a_bucket_that_is_not_there_is_bad_input_and_is_not_made(
+    small_config: Path, s3: Door
+) -> None:
+    done = captioner("index", str(small_config), "--set", "run=s3://my-bukcet/run")
+    assert done.returncode == 2, done.stderr
+    assert "bucket does not exist. A job lists and reads" in done.stderr
+    assert "and writes to s3://my-bukcet/run" in done.stderr
+    assert not fsspec.filesystem("s3").exists("my-bukcet")
 
 
 def test_a_cluster_that_does_not_answer_is_temporary(small_config: Path) -> None:

@@ -114,6 +114,9 @@ def test_a_finished_run_goes_on_with_self_critical_training(
     captioner: Cli, finished_run: Path
 ) -> None:
     weights = (finished_run / "model" / "decoder.safetensors").read_bytes()
+    # The weights were learned with these words, whatever a later manifest has.
+    words = finished_run / "model" / "vocabulary.json"
+    words.write_text(words.read_text().replace('"red"', '"rot"'))
     second = ("--set=train.self_critical.epochs=1", "--set=train.self_critical.samples=2")
     output = captioner("run", finished_run, *second).output
     assert output.count("done before, skipped") == 2  # index and extract
@@ -125,6 +128,7 @@ def test_a_finished_run_goes_on_with_self_critical_training(
     stages = [entry["stage"] for entry in history]
     assert stages == ["cross_entropy", "cross_entropy", "self_critical"]
     assert history[-1]["train_reward"] > 0
+    assert '"rot"' in words.read_text()
     assert history[-1]["val_cider"] >= 0
     assert (finished_run / "model" / "decoder.safetensors").read_bytes() != weights
     assert (finished_run / "model" / "cross_entropy.safetensors").read_bytes() == weights
@@ -171,6 +175,30 @@ def test_run_directory_of_another_configuration_is_refused_with_the_difference(
     refused = captioner("index", small_config, "--set", "split.seed=7", status=2)
     assert "split.seed: 0 there, 7 here" in refused.output
     captioner("index", small_config, "--set", "cluster.rows_per_block=8")  # speed only
+    refused = captioner("extract", small_config, "--set", "source.include=['*0.png']", status=2)
+    assert "source.include: ['*'] there, ['*0.png'] here" in refused.output
+    # A listing brings it: it is what a listing that fails says can be done.
+    output = captioner("index", small_config, "--set", "source.exclude=['*0.png']").output
+    assert "12 deleted, 108 unchanged" in output
+
+
+def test_what_is_not_of_a_run_is_not_taken_for_one(
+    captioner: Cli, small_config: Path, tmp_path: Path
+) -> None:
+    shards = tmp_path / "run" / "webdataset"
+    shards.mkdir(parents=True)
+    refused = captioner("index", small_config, status=2).output
+    assert f"{shards}: there already, and not of a run" in refused
+    assert shards.exists()
+
+
+def test_a_model_that_is_none_stops_a_command_before_it_lists_images(
+    captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path
+) -> None:
+    call = ("caption", scene_data / "Images", "--model", finished_run, "--out", tmp_path / "out")
+    refused = captioner(*call, status=2).output
+    assert f"{finished_run}: not a model directory: vocabulary.json" in refused
+    assert not (tmp_path / "out" / "manifest").exists()
 
 
 def test_redo_replaces_a_stage_and_what_comes_after(short_run: Path, short_output: str) -> None:

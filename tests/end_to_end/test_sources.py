@@ -152,3 +152,6 @@ def test_a_column_may_be_kept_later(
     again = captioner("index", small_config, *keep).output
     assert "1 shards have not changed" in again
     assert manifest.read(str(tmp_path / "run" / "manifest")) == after
+    output = captioner("index", small_config, *keep, "--set=source.exclude=['*0']").output
+    assert "have not changed" not in output  # what is let in, too, is seen by reading them
+    assert "deleted" in output

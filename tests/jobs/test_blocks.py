@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from captioner import config, manifest
+from captioner import config, features, manifest
 from captioner.images import Preprocessing
 from jobs import blocks
 
@@ -132,17 +132,36 @@ def test_parts_are_of_training_images_alone_and_always_the_same(block: pa.Table)
         assert first[name].equals(again[name])
 
 
-def test_what_can_be_learned_from_has_pixels_and_captions() -> None:
+@pytest.mark.parametrize("tokens", [True, False])
+def test_what_can_be_learned_from_has_numbers_and_captions(tokens: bool) -> None:
+    splits = ["train", "val", "train", "train", None, "train", "train", "train"]
+    captions = [["a"], ["a"], ["a"], [], ["a"], None, ["a"], ["a"]]
+    seen = np.ones((8, 2), np.float16)
+    seen[2] = 0.0  # what is null
+    embedding, patches = seen.copy(), seen.copy()
+    embedding[6, 0], patches[7, 1] = np.inf, np.nan
+    failed = np.array([number != 2 for number in range(8)])
+    type_ = pa.list_(pa.float16(), 2)
     rows = pa.table(
         {
-            "n": [*range(6)],
-            "split": ["train", "val", "train", "train", None, "train"],
-            "error": pa.array([None, None, "not an image", None, None, None], pa.string()),
-            "captions": pa.array([["a"], ["a"], ["a"], [], ["a"], None], pa.list_(pa.string())),
+            "n": [*range(8)],
+            "split": splits,
+            "error": pa.array([None, None, "not an image", *[None] * 5], pa.string()),
+            "captions": pa.array(captions, pa.list_(pa.string())),
+            "embedding": features.column(embedding[failed], failed, type_),
+            "tokens": features.column(patches[failed], failed, type_),
         }
     )
-    assert blocks.trainable(rows, "train")["n"].to_pylist() == [0]
+    rows = rows if tokens else rows.drop_columns(["tokens"])
+    assert blocks.trainable(rows, "train")["n"].to_pylist() == ([0] if tokens else [0, 7])
     assert blocks.trainable(rows, "val")["n"].to_pylist() == [1]
+    assert len(blocks.trainable(rows, "test")) == 0
+
+
+def test_an_error_is_given_where_there_is_none() -> None:
+    rows = results(None, None, "not an image")
+    found = blocks.with_error(rows, [False, True, True], "why")["error"].to_pylist()
+    assert found == [None, "why", "not an image"]
 
 
 def test_only_words_of_the_training_split_are_counted() -> None:

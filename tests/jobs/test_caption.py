@@ -1,14 +1,11 @@
-"""How many images are captioned at once, and what becomes of those without a caption."""
+"""How many images are captioned at once."""
 
 from __future__ import annotations
 
-import pyarrow as pa
 import pytest
 
 from captioner import config as configuration
-from captioner.model import NO_NUMBERS
-from captioner.selection import Caption
-from jobs.caption import searched_together, with_reasons
+from jobs.caption import searched_together
 
 JOB = {"name": "caption", "run": "runs/caption", "source": {"images": "Photos"}}
 
@@ -24,9 +21,3 @@ def test_a_gpu_searches_for_more_images_at_once(on_gpu: bool, foreign: bool, exp
 def test_what_is_configured_counts(on_gpu: bool) -> None:
     values = {**JOB, "caption": {"batch_size": 7}}
     assert searched_together(configuration.parse(values, "test"), on_gpu) == 7
-
-
-def test_an_image_without_a_caption_has_a_reason() -> None:
-    rows = pa.table({"error": pa.array([None, None, "not an image"], pa.string())})
-    reasons = with_reasons(rows, [Caption("a dog", -1.0), None, None])["error"].to_pylist()
-    assert reasons == [None, NO_NUMBERS, "not an image"]

@@ -25,6 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobConfig, JobConfig
     first, second = (build_run(tmp_path_factory.mktemp(name) / "r") for name in ("a", "b"))
     # The same weights wherever the tower stands: only its path differs, which is part of its name.
     source = Path(second.at("features"))
+    storage.write_summary(str(source), {"rows": 30})
     for shard in source.glob("*.parquet"):
         table = features.pq.read_table(shard)
         there = features.read_identity(first.at("features"))
@@ -131,6 +132,15 @@ def test_the_vocabulary_and_rewards_are_of_all_runs(
         wanted = expected.score(said, expected.references(references[0]))
         assert wanted > 0
         assert found.score(said, found.references(references[0])) == pytest.approx(wanted)
+
+
+def test_a_run_that_is_not_all_there_yet_is_refused(runs: tuple[JobConfig, JobConfig]) -> None:
+    config, summary = mixed(runs), Path(runs[1].at("features", storage.SUMMARY))
+    identity, text = features.read_identity(config.at("features")), summary.read_text()
+    summary.unlink()
+    with pytest.raises(InputError, match=f"not all features are there.*extract {runs[1].run}"):
+        mixture.check(config, identity)
+    summary.write_text(text)
 
 
 def test_a_run_of_another_encoder_is_refused_by_name(
