@@ -261,7 +261,8 @@ class Share(Section):
 class Train(Section):
     epochs: Positive = 15
     batch_size: Positive = 32
-    """Images in one optimiser step, over all workers; each takes the same number, one at least."""
+    """Images in one optimiser step, over all workers and parts: rounded down to the same number for
+    each, of which one is the least."""
     captions_per_image: Literal["first", "all"] = "all"
     own_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """How many of the run's own training images an epoch sees, other ones every time."""
@@ -306,12 +307,6 @@ class Train(Section):
     seed: int = 0
     """The same one gives the same weights on the same hardware, where nothing has broken off: from
     the same features, and without cluster.address from the images on."""
-
-    @model_validator(mode="after")
-    def _batch_can_be_cut(self) -> Train:
-        if self.batch_size % self.accumulate:
-            raise ValueError("batch_size must be a multiple of accumulate")
-        return self
 
 
 class Search(Section):

@@ -27,7 +27,11 @@ _PARAMETER = re.compile(
     r"(?P<equals>=|%3D)[^&\s\"'<>`,;)]+?(?=[).,:;]*(?:[&\s\"'<>`,;)]|$))",
     re.I,
 )
-_BEARER = re.compile(r"(?P<scheme>\b(?:Bearer|Basic)\s+)[\w.~+/=-]{8,}", re.I)
+# After its header's name whatever it is; without that, only what is no word of a caption.
+_BEARER = re.compile(
+    r"(?P<scheme>(?i:authorization)['\"]?\s*[:=]\s*['\"]?(?i:bearer|basic)\s+"
+    r"|\b(?i:bearer|basic)\s+(?=[\w.~+/=-]*(?:[\d=+]|[a-z][A-Z])))[\w.~+/=-]{8,}"
+)
 
 _SECRET_NAME = re.compile(
     r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|API_KEY|ACCOUNT_KEY|STORAGE_KEY|CONNECTION_STRING|CREDENTIAL"

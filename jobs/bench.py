@@ -42,7 +42,7 @@ def extract(
     ``out``: where to write the rates for `captioner plan --measured`.
 
     Raises:
-        InputError: they are fewer than a batch, or not on this machine.
+        InputError: they are fewer than two batches, or not on this machine.
     """
     if images is not None and "://" in images:
         raise InputError(f"--images {images}: not a local directory; copy some of them here first")
@@ -52,10 +52,10 @@ def extract(
         _header(encoder)
         session.begin(config)
         total = index.index(config)["images"]
-        if total < config.encoder.batch_size:
+        if total < 2 * config.encoder.batch_size:  # one tells nothing of the time without start-up
             raise InputError(
-                f"{total} images are fewer than one batch: give more, or "
-                f"--set encoder.batch_size={total}"
+                f"{total} images are fewer than two batches: give more, or "
+                f"--set encoder.batch_size={max(1, total // 4)}"
             )
         bare, decoding = _extract(config, encoder, total)
         if out is not None:
@@ -118,7 +118,7 @@ def _extract(config: JobConfig, encoder: Encoder, total: int) -> tuple[float, fl
     DataContext.get_current().wait_for_min_actors_s = 600
     result = extraction.extract(config)
     bare = (before + ceiling()) / 2  # machines get faster and slower in the course of minutes
-    job = result["steady_images_per_second"]
+    job = steady(result)
     row("(a) encoder alone, on ready pixels", bare, "images/s")
     for threads, rate in plain.items():
         row(f"(b) plain loop, {threads} decoding threads", rate, "images/s", rate / bare)
@@ -186,6 +186,15 @@ def _header(encoder: Encoder) -> None:
 def hardware() -> str:
     cuda = torch.cuda.get_device_name() if on_gpu() else "no GPU"
     return f"{session.cores()} cores ({platform.machine()}), {cuda}"
+
+
+def steady(summary: dict[str, Any]) -> float:
+    """A job's rate once it ran; where its images were all one batch, with start-up."""
+    rate: float | None = summary["steady_images_per_second"]
+    if rate is None:
+        logs.say("too few images to tell start-up from speed: the job's rate is with start-up")
+        return float(summary["images_per_second"])
+    return rate
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -20,7 +20,7 @@ from captioner.search import NEVER
 from captioner.vocabulary import EOS, SOS, SPECIAL, Vocabulary
 from jobs import caption as caption_job
 from jobs import index, logs, session
-from jobs.bench import draw, files_of, hardware, on_gpu, pixels_of, row, seconds
+from jobs.bench import draw, files_of, hardware, on_gpu, pixels_of, row, seconds, steady
 from jobs.directory import job_config
 
 _WORDS = 3000  # of an untrained decoder's vocabulary, about that of Flickr8k
@@ -37,22 +37,22 @@ def measure(
     random weights, which writes captions longer than people's."""
     torch.set_num_threads(session.cores())
     with tempfile.TemporaryDirectory() as folder:
-        if images is None:
-            images = f"{folder}/images"
-            draw(Path(images), count)
         url = model_url or _untrained(f"{folder}/model")
         more = (*overrides, "image.max_error_rate=1", f"cluster.rows_per_block={_BLOCK}")
-        config = job_config(images, url, f"{folder}/run", None, more)
+        drawn = f"{folder}/images"
+        config = job_config(images or drawn, url, f"{folder}/run", None, more)
+        size = caption_job.searched_together(config, on_gpu())
+        if images is None:
+            draw(Path(drawn), max(count, 4 * size))  # of one batch all is start-up
         device = "cuda" if on_gpu() else "cpu"
         captioner = CaptionModel.load(url, device)
         encoder = Encoder(tower_copy.options_of(url, config.encoder), device)
         trained = "" if model_url else ", UNTRAINED decoder"
-        pictures = "pictures of noise" if images.startswith(folder) else "pictures"
+        pictures = "pictures" if images else "pictures of noise"
         logs.say(
             f"{date.today()}, {hardware()}; {pictures}; encoder: {encoder.identity.describe()}; "
             f"{captioner.config.decoder.type} of {captioner.config.decoder.hidden_size}{trained}\n"
         )
-        size = caption_job.searched_together(config, on_gpu())
         pixels = pixels_of(files_of(config.source.images, max(*_SIZES, size)), config, encoder)
         features = [encoder.encode(part) for part in _parts(pixels, 32)]
         embedding, tokens = (
@@ -171,9 +171,7 @@ def _fused(config: JobConfig, url: str, encoding: float, search: float, size: in
     session.begin(config)
     DataContext.get_current().wait_for_min_actors_s = 600  # nothing is decoded while they start
     index.index(config)
-    job = caption_job.caption_images(config, caption_job.load(config, url))[
-        "steady_images_per_second"
-    ]
+    job = steady(caption_job.caption_images(config, caption_job.load(config, url)))
     described = f"beam {config.search.beam_size}" + (
         ", consensus" if config.search.consensus is not None else ""
     )

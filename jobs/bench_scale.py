@@ -20,6 +20,7 @@ from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 from jobs import extract, logs, session, stream, table_rows
+from jobs.bench import steady
 from jobs.bench_memory import Peaks
 from jobs.bench_stubs import EncodeNothing, make_pixels
 from jobs.tasks import map_batches
@@ -57,7 +58,7 @@ def _measure(size: int, cluster: configuration.Cluster, folder: str) -> None:
     planned = time.monotonic() - began
     with Peaks() as peaks:
         summary = extract_nothing(config)
-    rate = summary["steady_images_per_second"]
+    rate = steady(summary)
     megabytes = f"{peaks.driver / 1e6:10,.0f} {peaks.store / 1e6:14,.0f}"
     logs.say(f"{size:12,} {planned:9.1f} {rate:9,.0f} {megabytes}")
 

@@ -42,8 +42,8 @@ def caption(
         where = model if backends.is_foreign(model) else storage.resolve(model)
         made = {"command": _command(config, where, overrides), "model": where}
         cleaned = {name: redaction.clean(value) for name, value in made.items()}
-        storage.write_json(config.at(outputs.COMMAND), cleaned)
         given = job.load(config, model)  # and not after hours of listing
+        storage.write_json(config.at(outputs.COMMAND), cleaned)
         with logs.about(step="index"):
             lines = [index.describe(index.index(config))]
         if retry_errors:

@@ -45,13 +45,16 @@ def describe(url: str) -> str:
     return _with_warning("\n".join(lines), identity)
 
 
-def export(url: str, out: str, layout: str, address: str | None = None) -> str:
+def export(
+    url: str, out: str, layout: str, address: str | None = None, shared_paths: bool = False
+) -> str:
     """Write the features to ``out`` for other tools, in one Ray task a shard; return the counts.
 
     The last file written is a ``_summary.json`` that says what was exported.
 
     Raises:
-        InputError: there are no features, or not all yet; or ``out`` is not empty.
+        InputError: there are no features, or not all yet; or ``out`` is not empty; or one of them
+            is a local path, and the cluster of several machines, unless they share it.
     """
     import ray  # not above: `describe` needs no Ray, and should not wait for it
 
@@ -63,6 +66,7 @@ def export(url: str, out: str, layout: str, address: str | None = None) -> str:
     out = storage.resolve(out)
     _refuse(out, url)
     session.start(Cluster(address=address))
+    session.require_shared({"DIR": url, "--out": out}, shared_paths)
     task = ray.remote(tasks.redacting(LAYOUTS[layout]))
     done = ray.get([task.remote(file, out, number) for number, file in enumerate(_files(url))])
     images, left_out = sum(shard.images for shard in done), sum(shard.left_out for shard in done)

@@ -38,19 +38,24 @@ def hold(run: str) -> Iterator[None]:
     """
     url = storage.join(run, NAME)
     mine = {**_here(), "process": os.getpid(), "started": _started(), "token": uuid.uuid4().hex}
+    # Python interrupts its main thread alone: elsewhere what has lost its place is told at its end.
+    on_main = threading.current_thread() is threading.main_thread()
     _acquire(url, mine)
     over, lost = threading.Event(), threading.Event()
-    beating = threading.Thread(target=_beat, args=(url, mine, over, lost), daemon=True)
+    beating = threading.Thread(target=_beat, args=(url, mine, over, lost, on_main), daemon=True)
     beating.start()
+    taken = StorageUnavailable(
+        f"{url}: another command is at work here now: this one could not write to its run "
+        "directory for a while, and was taken for dead"
+    )
     try:
-        with _interrupted_by(_TAKEN, lost):
+        with _interrupted_by(_TAKEN, lost) if on_main else contextlib.nullcontext():
             yield
+        if lost.is_set():
+            raise taken
     except KeyboardInterrupt:
         if lost.is_set():
-            raise StorageUnavailable(
-                f"{url}: another command is at work here now: this one could not write to its run "
-                "directory for a while, and was taken for dead"
-            ) from None
+            raise taken from None
         raise
     finally:
         over.set()
@@ -121,7 +126,9 @@ def _create(url: str, mine: dict[str, Any]) -> bool:
     return _is_mine(_read(url), mine)
 
 
-def _beat(url: str, mine: dict[str, Any], over: threading.Event, lost: threading.Event) -> None:
+def _beat(
+    url: str, mine: dict[str, Any], over: threading.Event, lost: threading.Event, on_main: bool
+) -> None:
     beat = 0
     while not over.wait(BEAT_S):
         beat += 1
@@ -129,7 +136,8 @@ def _beat(url: str, mine: dict[str, Any], over: threading.Event, lost: threading
             holder = _read(url)
             if holder is not None and holder["token"] != mine["token"]:
                 lost.set()
-                _thread.interrupt_main(_TAKEN)
+                if on_main:
+                    _thread.interrupt_main(_TAKEN)
                 return
             storage.write_json(url, {**mine, "beat": beat})
 

@@ -85,7 +85,7 @@ def begin(config: JobConfig, more: Mapping[str, str] | None = None) -> None:
         InputError: one of them is a local path, and the cluster is of several machines.
     """
     start(config.cluster)
-    _require_shared(config, more)
+    require_shared({**config.places, **(more or {})}, config.cluster.shared_paths)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,9 @@ def trainers(config: JobConfig) -> Workers:
         cpus = _share_of_a_node(count, _READERS_CPUS)
         workers = Workers(count, cpus, 0, cluster.train_workers_max)
     else:
-        workers = Workers(count, max(1, cores() // count), 0)
+        # The driver may see more cores than Ray's nodes have, of which some are for the readers.
+        cpus = min(cores() // count, _share_of_a_node(count, _READERS_CPUS))
+        workers = Workers(count, max(1, cpus), 0)
     require(workers, _READERS_CPUS, config)
     return workers
 
@@ -239,7 +241,7 @@ def require(workers: Workers, spare: int, config: JobConfig) -> None:
             _wait_for(workers, spare, config.cluster.patience)
         finally:
             request_resources(bundles=[])  # the work itself asks now, and idle nodes may go
-    _require_shared(config)
+    require_shared(config.places, config.cluster.shared_paths)
 
 
 def _wait_for(workers: Workers, spare: int, patience: float) -> None:
@@ -285,15 +287,19 @@ def _require_answer(address: str) -> None:
             pass
 
 
-def _require_shared(config: JobConfig, more: Mapping[str, str] | None = None) -> None:
+def require_shared(places: Mapping[str, str], shared_paths: bool) -> None:
     """
+    Args:
+        places: by the names that a user knows them by.
+        shared_paths: whether all machines see the same files at a local path.
+
     Raises:
-        InputError: a place is a local path, and the cluster is of several machines.
+        InputError: one is a local path, and the cluster is of several machines.
     """
     machines = sorted({node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]})
-    if len(machines) < 2 or config.cluster.shared_paths:
+    if len(machines) < 2 or shared_paths:
         return
-    for key, url in {**config.places, **(more or {})}.items():
+    for key, url in places.items():
         if storage.is_local(storage.filesystem(url)[0]):
             raise InputError(
                 f"{key}: {url} is a local path, and the cluster is of {len(machines)} machines "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import click
 import requests
 from ray.exceptions import AuthenticationError
@@ -160,6 +161,7 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
 
     Raises:
         ConnectionError: the cluster did not answer for too long.
+        InputError: it takes the token no longer.
     """
     output = _Output()
     failing: float | None = None  # since when
@@ -173,7 +175,9 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
                 return info
             if info.status == JobStatus.RUNNING:
                 asyncio.run(_tail(client, job_id, output))
-        except (requests.ConnectionError, requests.Timeout, OSError, RuntimeError) as error:
+        except AuthenticationError as error:
+            raise InputError(_about_token(client.get_address(), error)) from None
+        except (requests.RequestException, aiohttp.ClientError, OSError, RuntimeError) as error:
             # The tail ends so too, where a proxy or a head that restarts has cut it.
             failing = failing or time.monotonic()
             if time.monotonic() - failing > _PATIENCE_S:

@@ -151,9 +151,8 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
 def vocabulary_of(config: JobConfig) -> Vocabulary:
     """The words of a training that goes on are those that its weights were learned with, whatever
     the manifest says now; of a new one, those of the training split."""
-    kept = config.at("model", model.VOCABULARY)
-    if storage.exists(kept):
-        return Vocabulary.from_json(storage.read_text(kept))
+    if storage.files(config.at("checkpoints", "train"), "checkpoint_"):
+        return Vocabulary.from_json(storage.read_text(config.at("model", model.VOCABULARY)))
     return build_vocabulary(config)
 
 

@@ -99,7 +99,7 @@ def bench_decode(images: str | None, count: int, rounds: int) -> None:
 
 @bench.command("scale")
 @click.option("--rows", multiple=True, default=[10_000, 100_000, 1_000_000], show_default=True)
-@click.option("--address", help="A Ray cluster; else this machine.")
+@click.option("--address", help="A Ray cluster on this machine; else one of its own.")
 @click.option("--encoders", type=click.IntRange(1), help="Play a cluster of so many GPUs here.")
 @click.option(
     "--encoder-rate",

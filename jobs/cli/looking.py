@@ -85,7 +85,8 @@ def describe(directory: str) -> None:
 )
 @click.option("--out", metavar="OUT", required=True, help="Where to: a new or empty directory.")
 @click.option("--address", metavar="ADDRESS", help="A Ray cluster; none starts Ray here.")
-def export(directory: str, layout: str, out: str, address: str | None) -> None:
+@click.option("--shared-paths", is_flag=True, help="Its machines see the same files, as on NFS.")
+def export(directory: str, layout: str, out: str, address: str | None, shared_paths: bool) -> None:
     """Write the features of DIR to OUT for other tools. Images without features are left out.
 
     \b
@@ -94,4 +95,4 @@ def export(directory: str, layout: str, out: str, address: str | None) -> None:
     """
     from jobs import features as job
 
-    logs.say(job.export(directory, out, layout, address))
+    logs.say(job.export(directory, out, layout, address, shared_paths))

@@ -177,11 +177,6 @@ def test_a_run_directory_is_where_it_is_whatever_its_name(tmp_path: Path, name: 
     assert (found.run, found.train.epochs) == (str(run), 3)
 
 
-def test_a_batch_is_cut_into_equal_parts(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="batch_size must be a multiple of accumulate"):
-        load(tmp_path, MINIMAL, "train.accumulate=5")
-
-
 @pytest.mark.parametrize("text", ["name: [1", "a: b: c", "\x00"])
 def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"job\.yaml: not a YAML file"):

@@ -66,7 +66,13 @@ def test_values_of_secret_variables_are_hidden() -> None:
         "cannot use [redacted] [redacted] [redacted] [redacted] /run/secrets/ray-token false "
         "/home/someone"
     )
-    assert "Zm9vYmFyYmF6" not in redaction.redact("Authorization: Bearer Zm9vYmFyYmF6")
+    for secret in ("Zm9vYmFyYmF6", "abcdefghijkl"):
+        assert secret not in redaction.redact(f"Authorization: Bearer {secret}")
+        assert secret not in redaction.redact(f"{{'authorization': 'Basic {secret}'}}")
+    assert "Zm9vYmFyYmF6" not in redaction.redact("it was sent with bearer Zm9vYmFyYmF6")
+    assert "abcdefg2hijk" not in redaction.redact("it was sent with bearer abcdefg2hijk")
+    for caption in ("a basic bathroom with a toilet", "the flag bearer standing in front"):
+        assert redaction.redact(caption) == caption
 
 
 @pytest.mark.parametrize("url", SIGNED)

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,20 @@ def test_a_second_command_is_refused_while_the_first_beats(run: str) -> None:
             pass
         assert is_locked(run)  # it has not taken the lock with it
     assert not is_locked(run)
+
+
+def test_a_thread_holds_it_too_and_is_told_at_its_end_that_it_was_lost(run: str) -> None:
+    def work(seconds: float) -> None:
+        with lock.hold(run):
+            if seconds:
+                leave(run)
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work, 0.0).result()
+        assert not is_locked(run)
+        with pytest.raises(StorageUnavailable, match="another command is at work here now"):
+            pool.submit(work, 1.0).result()
 
 
 def test_other_run_directories_are_free(run: str) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import aiohttp
 import click
 import pytest
 import yaml
@@ -146,3 +151,23 @@ def test_output_is_printed_once_over_a_lost_connection(
     output.add("two\nthree")
     output.rest("one\ntwo\nthree\nfour\n")
     assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_connection_that_breaks_off_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = [JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.SUCCEEDED]
+    answers = iter(SimpleNamespace(status=state) for state in states)
+
+    async def tail(job_id: str) -> AsyncIterator[str]:
+        yield "half\n"
+        raise aiohttp.ServerDisconnectedError
+
+    client: Any = SimpleNamespace(
+        get_job_info=lambda _: next(answers),
+        tail_job_logs=tail,
+        get_job_logs=lambda _: "half\nwhole\n",
+    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert submit._follow(client, "job").status == JobStatus.SUCCEEDED
+    assert capsys.readouterr().out == "half\nwhole\n"

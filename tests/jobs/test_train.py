@@ -49,10 +49,14 @@ def test_each_epoch_sees_what_is_in_memory_in_another_order(
     assert orders[0] == orders[1]  # a seed gives the same again
 
 
-def test_a_training_that_goes_on_keeps_the_words_of_its_weights(tmp_path: Path) -> None:
+def test_a_training_that_goes_on_keeps_the_words_of_its_weights(
+    cluster: str, tmp_path: Path
+) -> None:
     config = build_run(tmp_path / "run")
     words = Vocabulary.build({"other": 9, "words": 8}, minimum_count=1)
     storage.write_text(config.at("model", "vocabulary.json"), words.to_json())
+    assert "white" in train.vocabulary_of(config).words  # there is no checkpoint yet
+    storage.write_text(config.at("checkpoints", "train", "checkpoint_1", "progress.json"), "")
     assert train.vocabulary_of(config).words == words.words
 
 
@@ -60,7 +64,7 @@ def test_workers_that_may_become_more_leave_each_node_cpus_to_be_fed_by(
     cluster: str, tmp_path: Path
 ) -> None:
     config = build_run(tmp_path / "run")
-    assert session.trainers(config) == session.Workers(1, session.cores(), 0)
+    assert session.trainers(config) == session.Workers(1, min(6, session.cores()), 0)
     for count, cpus in ((1, 6), (2, 3)):  # of eight
         update = {"train_workers": count, "train_workers_max": 4}
         changed = config.model_copy(update={"cluster": config.cluster.model_copy(update=update)})

@@ -56,12 +56,12 @@ def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
 
 
 @pytest.mark.parametrize(
-    ("workers", "accumulate", "steps"), [(1, 1, 188), (2, 2, 188), (1, 16, 188), (3, 1, 200)]
+    ("workers", "accumulate", "steps"), [(1, 1, 188), (2, 2, 188), (1, 20, 300), (3, 1, 200)]
 )
 def test_the_learning_rate_falls_over_as_many_steps_as_there_are(
     monkeypatch: pytest.MonkeyPatch, workers: int, accumulate: int, steps: int
 ) -> None:
-    """A batch of 32 is one of 30 for three workers."""
+    """A batch of 32 is one of 20 in twenty parts, and of 30 for three workers."""
     planned: list[int] = []
     monkeypatch.setattr(train_worker, "Learner", lambda *_, steps, **__: planned.append(steps))
     monkeypatch.setattr(train_worker, "DistributedDataParallel", lambda decoder: decoder)
