@@ -459,8 +459,8 @@ def test_attention_maps_are_of_their_own_image(
     every = features.to_numpy(known["embedding"])
     text = {row["image_id"]: row["caption"] for row in captioned(run)}
     for row, caption in zip(embedding, captions):
-        index = int(np.flatnonzero((every == row).all(axis=1))[0])
-        assert text[known["image_id"][index].as_py()] == caption
+        alike = np.flatnonzero((every == row).all(axis=1)).tolist()  # some pictures are drawn twice
+        assert caption in [text.get(known["image_id"][index].as_py()) for index in alike]
 
 
 def test_attention_without_a_picture_still_shows_its_maps(run: JobConfig) -> None:

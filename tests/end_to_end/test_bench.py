@@ -38,7 +38,7 @@ def test_extraction_is_measured_against_the_bare_encoder(captioner: Cli, tmp_pat
 
 def test_too_few_pictures_to_measure_with_are_refused(captioner: Cli) -> None:
     refused = captioner("bench", "extract", "--count", "3", *TINY, status=2).output
-    assert "3 images are fewer than one batch" in refused
+    assert "3 images are fewer than two batches" in refused
     assert (
         "not a local directory"
         in captioner("bench", "extract", "--images", "s3://bucket/x", status=2).output
