@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from captioner import storage
+from captioner import chance, storage
 from captioner.config import Split
 from captioner.errors import InputError
 
@@ -189,8 +188,7 @@ def read_list(url: str) -> list[str]:
 
 def hashed_split(image_id: str, options: Split) -> str:
     """The split of an image by a hash of its id: stable when other images come and go."""
-    digest = hashlib.blake2b(f"{options.seed}:{image_id}".encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    place = int.from_bytes(chance.of_image(image_id, options.seed), "big") / 2**64
     if place < options.train:
         return "train"
     return "val" if place < options.train + options.val else "test"

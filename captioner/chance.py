@@ -1,7 +1,9 @@
-"""Chance that is the same wherever and whenever it is asked for: SplitMix64 (Steele, Lea and Flood,
-OOPSLA 2014)."""
+"""Chance that is the same wherever and whenever it is asked for: of numbers SplitMix64 (Steele, Lea
+and Flood, OOPSLA 2014), of image ids BLAKE2."""
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,11 @@ def of_each(serials: NDArray[np.int64], *seed: int) -> NDArray[np.float64]:
     shift = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     chance: NDArray[np.float64] = _mixed(serials.astype(np.uint64) + shift) / 2.0**64
     return chance
+
+
+def of_image(image_id: str, seed: int) -> bytes:
+    """64 bits that the id and the seed alone decide on."""
+    return hashlib.blake2b(f"{seed}:{image_id}".encode(), digest_size=8).digest()
 
 
 def streams(seeds: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 import captioner
 from captioner import (
+    chance,
     features,
     manifest,
     page,
@@ -39,7 +40,7 @@ EXTREMES = 10
 MAX_ERRORS = 100
 _SCRIPT = Markup(page.source("table.js"))
 # The policy of the page lets this one script run, and nothing else.
-_SCRIPT_HASH = Markup(f"'sha256-{b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}'")
+_SCRIPT_HASH = Markup(f"'sha256-{b64encode(sha256(_SCRIPT.encode()).digest()).decode()}'")
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,15 @@ def _select(config: JobConfig) -> dict[str, list[str]]:
     """Ids of a sample of the captioned images, and of the highest and lowest BLEU-4. An id decides
     on whether it is in the sample, since Ray writes rows in no fixed order; of millions, only those
     that may still be chosen are held."""
-    names = {"image_id": pa.string(), "bleu_4": pa.float32(), "drawn": pa.uint64()}
+    names = {"image_id": pa.string(), "bleu_4": pa.float32(), "drawn": pa.binary()}
     sample = best = worst = pa.schema(names.items()).empty_table()
     scored = 0
     wanted = max(config.report.gallery, config.report.attention)
     for batch in manifest.dataset(config.at("captions")).to_batches(
         columns=["image_id", "bleu_4"], filter=pc.field("caption").is_valid()
     ):
-        drawn = pa.array(map(_drawn, batch["image_id"].to_pylist()), pa.uint64())
+        ids = batch["image_id"].to_pylist()
+        drawn = pa.array([chance.of_image(image_id, SEED) for image_id in ids], pa.binary())
         rows = pa.table(batch).append_column("drawn", drawn)
         sample = _first(wanted, [sample, rows], drawn="ascending")
         rows = rows.filter(rows["bleu_4"].is_valid())
@@ -147,11 +149,6 @@ def _select(config: JobConfig) -> dict[str, list[str]]:
         "best": highest,
         "worst": [image_id for image_id in lowest if image_id not in highest],
     }
-
-
-def _drawn(image_id: str) -> int:
-    digest = hashlib.blake2b(f"{SEED}:{image_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
 
 
 def _first(count: int, parts: Sequence[pa.Table], **order: str) -> pa.Table:

@@ -13,7 +13,6 @@ without knowing of others, and those of two systems are paired by themselves.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,11 +32,8 @@ _BOUNDS = np.rint(_MASSES.cumsum() * 2**16).astype(np.uint16)
 
 def draws(image_ids: Sequence[str], resamples: int, seed: int = 0) -> NDArray[np.uint8]:
     """How often each image stands in each resample, ``(images, resamples)``."""
-    digests = [
-        hashlib.blake2b(f"{seed}:{image_id}".encode(), digest_size=8).digest()
-        for image_id in image_ids
-    ]
-    seeds = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+    digests = b"".join(chance.of_image(image_id, seed) for image_id in image_ids)
+    seeds = np.frombuffer(digests, "<u8").astype(np.uint64)
     numbers = chance.streams(seeds, -(-resamples // 4)).view(np.uint16)[:, :resamples]
     times = np.zeros(numbers.shape, np.uint8)
     for bound in _BOUNDS:
