@@ -30,8 +30,8 @@ check: $(INSTALLED) ## Lint, format and types
 bench: $(INSTALLED) ## Measure speed on this machine
 	$(BIN)/captioner bench
 
-clean: ## Remove the virtual environment and the runs
-	rm -rf $(VENV) runs
+clean: ## Remove the virtual environment and the demonstration's run
+	rm -rf $(VENV) runs/demo
 
 # constraints.txt is the set of versions that the tests ran with. pip compiles nothing, since most
 # modules of the packages are never imported; importing compiles those that are, also for a user who

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import captioner
 from captioner import config as configuration
-from captioner import counting, manifest, page, reading, scores, storage
+from captioner import counting, manifest, model_files, page, reading, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -189,7 +189,10 @@ def _text(value: Any) -> str:
 def write(comparison: Comparison, url: str) -> str:
     """Write the comparison as a page and return its URL."""
     url = storage.resolve(url)
-    histories = [page.history(run.config) for run in (comparison.first, comparison.second)]
+    histories = [
+        model_files.read_history(run.config.at("model"))
+        for run in (comparison.first, comparison.second)
+    ]
     better, worse = _examples(comparison)
     html = page.PAGES.get_template("compare.html.j2").render(
         version=captioner.__version__,

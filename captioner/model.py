@@ -10,25 +10,20 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-import yaml
 from torch import Tensor
 
 from captioner import config as configuration
-from captioner import decoders, features, precision, redaction, storage
+from captioner import decoders, features, model_files, precision, redaction, storage
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import AnyVocabulary, BytePairVocabulary, LanguageModel
+from captioner.model_files import ENCODER, LANGUAGE_MODEL, REQUIRED, VOCABULARY, WEIGHTS, NotAModel
 from captioner.search import Words, find
 from captioner.selection import Caption, captions_of
 from captioner.vocabulary import Vocabulary
 
-WEIGHTS = "decoder.safetensors"
-FIRST_STAGE = "cross_entropy.safetensors"  # the best weights before self-critical training
 METADATA_KEY = b"captioner.model"  # of caption shards: the digest of the model that has made them
-LANGUAGE_MODEL = "language_model.json"  # of gpt2: its architecture
-VOCABULARY = "vocabulary.json"
-
 
 # The words of a caption (<EOS> last), and the weights before each: (words, patches) float32.
 Look = tuple[list[str], np.ndarray[Any, Any]]
@@ -48,16 +43,14 @@ class CaptionModel:
         """Load a model directory.
 
         Raises:
-            InputError: the directory has no model, or a part of it is missing.
+            NotAModel: the directory has none, or a part of it is missing.
         """
         url = storage.resolve(url)
-        names = (VOCABULARY, "config.yaml", "encoder.json", WEIGHTS)
-        missing = [name for name in names if not storage.exists(storage.join(url, name))]
+        missing = [name for name in REQUIRED if not storage.exists(storage.join(url, name))]
         if missing:
-            raise InputError(f"{url}: not a model directory: {', '.join(missing)} missing")
-        text = storage.read_text(storage.join(url, "config.yaml"))
-        config = configuration.parse(yaml.safe_load(text), storage.join(url, "config.yaml"))
-        identity = EncoderIdentity.from_dict(storage.read_json(storage.join(url, "encoder.json")))
+            raise NotAModel(f"{url}: not a model directory: {', '.join(missing)} missing")
+        config = configuration.parse(*model_files.read_config(url))
+        identity = EncoderIdentity.from_dict(storage.read_json(storage.join(url, ENCODER)))
         vocabulary: AnyVocabulary
         text = storage.read_text(storage.join(url, VOCABULARY))
         language_model = None
@@ -182,6 +175,6 @@ def write_description(
         storage.write_json(storage.join(url, LANGUAGE_MODEL), language_model.to_dict())
     # A model directory is handed on, and nobody reads from it where its images were.
     described = redaction.clean(configuration.dump(config))
-    storage.write_text(storage.join(url, "config.yaml"), described)
+    storage.write_text(storage.join(url, model_files.CONFIG), described)
     storage.write_text(storage.join(url, VOCABULARY), vocabulary.to_json())
-    storage.write_json(storage.join(url, "encoder.json"), encoder.to_dict())
+    storage.write_json(storage.join(url, ENCODER), encoder.to_dict())

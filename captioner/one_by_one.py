@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from captioner import backends, storage, tower_copy
+from captioner import backends, model_files, storage, tower_copy
 from captioner import config as configuration
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
@@ -60,12 +59,8 @@ class Captioner:
         name = os.fspath(model)
         tower, options, limits = EncoderOptions(), {"repetition_penalty": 1.0}, Image()
         if not backends.is_foreign(name):
-            place = storage.resolve(name)
-            url = storage.join(place, "config.yaml")
-            if not storage.exists(url):
-                raise InputError(f"{name}: not a model directory: no config.yaml in it")
-            config = configuration.parse(yaml.safe_load(storage.read_text(url)), url)
-            tower = tower_copy.options_of(place, config.encoder)
+            config = configuration.parse(*model_files.read_config(name))
+            tower = tower_copy.options_of(storage.resolve(name), config.encoder)
             options, limits = config.search.model_dump(), config.image
         if encoder is not None:
             changed = "pretrained" if os.path.isfile(encoder) else "model"

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import pyarrow as pa
@@ -99,13 +97,6 @@ def data_uri(image: Image.Image) -> str:
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=80, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode('ascii')}"
-
-
-def history(config: JobConfig) -> list[dict[str, Any]]:
-    """The entries of the model's epochs; none where the run has no model of its own."""
-    url = config.at("model", "history.jsonl")
-    lines = storage.read_text(url).splitlines() if storage.exists(url) else []
-    return [json.loads(line) for line in lines]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from captioner import (
     chance,
     features,
     manifest,
+    model_files,
     page,
     reading,
     redaction,
@@ -69,7 +70,7 @@ def write(config: JobConfig, model: str | None = None) -> str:
     chosen = {name: [cards[image_id] for image_id in ids] for name, ids in selection.items()}
     said = {card.image_id: card.caption for card in chosen["attention"]}
     looks, no_maps = report_attention.maps(config, said, model)
-    errors, history = _errors(config), page.history(config)
+    errors, history = _errors(config), model_files.read_history(config.at("model"))
     use_of_words = report_table.words(config)
     best_epoch = Progress(history).best_epoch(config.train)
     html = page.PAGES.get_template("report.html.j2").render(

@@ -10,9 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-import yaml
-
-from captioner import storage
+from captioner import model_files, storage
 from captioner.config import Encoder
 from captioner.errors import InputError
 
@@ -66,12 +64,9 @@ def options_of(model: str, options: Encoder) -> Encoder:
     another tower than the model was trained with stay as they are.
 
     Raises:
-        InputError: there is no such model.
+        NotAModel: there is none.
     """
-    url = storage.join(model, "config.yaml")
-    if not storage.exists(url):
-        raise InputError(f"{model}: not a model directory: no config.yaml in it")
-    own = str(yaml.safe_load(storage.read_text(url))["encoder"]["model"])
+    own = str(model_files.read_config(model)[0]["encoder"]["model"])
     copy = _place(model, own)
     if options.model != own or not storage.exists(storage.join(copy, CONFIG)):
         return options

@@ -12,7 +12,7 @@ import torch
 from ray.data import DataContext
 
 from captioner import config as configuration
-from captioner import decoders, model, storage, tower_copy
+from captioner import decoders, model, model_files, storage, tower_copy
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
 from captioner.model import CaptionModel
@@ -78,7 +78,7 @@ def _untrained(url: str) -> str:
     torch.manual_seed(0)
     decoder = decoders.build(Decoder(), identity, len(vocabulary))
     model.write_description(url, config, vocabulary, identity)
-    model.save_weights(storage.join(url, model.WEIGHTS), decoder)
+    model.save_weights(storage.join(url, model_files.WEIGHTS), decoder)
     return url
 
 

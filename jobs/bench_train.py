@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from captioner import config as configuration
-from captioner import decoders, features, manifest, storage
+from captioner import decoders, features, manifest, model_files, storage
 from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
@@ -51,7 +51,7 @@ def measure(source: str, images: int, captions: int, overrides: tuple[str, ...])
         before, apart = (_rate(config, identity, vocabulary, some) for some in (batches, alone))
         with Peaks() as peaks:
             train.train(config)
-        job = train.read_history(config)[-1]["captions_per_second"]
+        job = model_files.read_history(config.at("model"))[-1]["captions_per_second"]
         # Machines get faster and slower in the course of minutes.
         bare = (before + _rate(config, identity, vocabulary, batches)) / 2
     row("(a) steps alone, on ready tensors", bare, "captions/s")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-import yaml
-
-from captioner import backends, redaction, scores, storage
+from captioner import backends, model_files, redaction, scores, storage
 from captioner import config as configuration
 from captioner.config import JobConfig
 from captioner.errors import InputError
@@ -83,7 +81,11 @@ def job_config(
 def job_values(
     images: str, model: str, out: str, captions: str | None, overrides: tuple[str, ...]
 ) -> tuple[dict[str, Any], str]:
-    """The plain values of ``job_config``, and where they come from."""
+    """The plain values of ``job_config``, and where they come from.
+
+    Raises:
+        NotAModel: there is none at that place.
+    """
     values: dict[str, Any]
     if backends.is_foreign(model):
         url = model
@@ -94,12 +96,7 @@ def job_values(
             "search": {"repetition_penalty": 1.0},
         }
     else:
-        url = storage.join(storage.resolve(model), "config.yaml")
-        if not storage.exists(url):
-            raise InputError(
-                f"{model}: not a model directory: no config.yaml in it (nor hf:NAME or coca:NAME)"
-            )
-        values = yaml.safe_load(storage.read_text(url))
+        values, url = model_files.read_config(model)
     values |= {
         "name": f"captions of {redaction.clean(images)}",
         "run": out,

@@ -7,7 +7,7 @@ import shlex
 from datetime import UTC, datetime
 from typing import Any
 
-from captioner import storage
+from captioner import model_files, storage
 from captioner.config import STAGES, JobConfig
 from captioner.sources.listing import Version
 from jobs import lock, outputs
@@ -71,7 +71,7 @@ def _stage(config: JobConfig, name: str, progress: dict[str, Any] | None) -> dic
         if progress and progress["job"] == name:
             found["errors"] = progress["errors"]
     if name == "train" and found["state"] == "begun":
-        found["epochs"] = _epochs(config)
+        found["epochs"] = len(model_files.read_history(config.at("model")))
     return found
 
 
@@ -80,11 +80,6 @@ def _summary(config: JobConfig, name: str) -> dict[str, Any] | None:
         return None
     directory = "scores" if name == "score" else outputs.OUTPUTS[name][0]
     return storage.read_summary(config.at(directory))
-
-
-def _epochs(config: JobConfig) -> int:
-    url = config.at("model", "history.jsonl")
-    return len(storage.read_text(url).splitlines()) if storage.exists(url) else 0
 
 
 def _now(config: JobConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ import ray.train
 import ray.train.torch
 from ray.data import DataContext, Dataset, RandomSeedConfig
 
-from captioner import counting, features, model, storage, tower_copy, views
+from captioner import counting, features, model, model_files, storage, tower_copy, views
 from captioner.config import JobConfig
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
@@ -99,7 +98,7 @@ def train(config: JobConfig) -> dict[str, Any]:
         )
         trainer.fit()
     seconds = time.monotonic() - started
-    history = Progress(read_history(config))
+    history = Progress(model_files.read_history(config.at("model")))
     summary = {
         "vocabulary": len(vocabulary),
         "images": images,
@@ -152,7 +151,7 @@ def vocabulary_of(config: JobConfig) -> Vocabulary:
     """The words of a training that goes on are those that its weights were learned with, whatever
     the manifest says now; of a new one, those of the training split."""
     if storage.files(config.at("checkpoints", "train"), "checkpoint_"):
-        return Vocabulary.from_json(storage.read_text(config.at("model", model.VOCABULARY)))
+        return Vocabulary.from_json(storage.read_text(config.at("model", model_files.VOCABULARY)))
     return build_vocabulary(config)
 
 
@@ -219,11 +218,6 @@ def feature_rows(
     else:
         rows = table_rows.shards(config.at("features"), columns)
     return map_batches(rows, blocks.trainable, fn_args=(split,), batch_size=None)
-
-
-def read_history(config: JobConfig) -> list[dict[str, Any]]:
-    text = storage.read_text(config.at("model", "history.jsonl"))
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def describe(summary: dict[str, Any]) -> str:

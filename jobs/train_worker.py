@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from captioner import decoders, model, storage
+from captioner import decoders, model, model_files, storage
 from captioner.config import JobConfig, Train
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.identity import EncoderIdentity
@@ -114,10 +114,10 @@ class Worker:
     def _first_stage(self) -> bytes:
         """Its best weights, which are kept: a crash may come after the second stage has written its
         own over them, and before there is a checkpoint of it."""
-        kept = self._task.config.at("model", model.FIRST_STAGE)
+        kept = self._task.config.at("model", model_files.FIRST_STAGE)
         if storage.exists(kept):
             return storage.read_bytes(kept)
-        weights = storage.read_bytes(self._task.config.at("model", model.WEIGHTS))
+        weights = storage.read_bytes(self._task.config.at("model", model_files.WEIGHTS))
         if self._rank == 0 and not self.progress.has_begun("self_critical"):
             storage.write_bytes(kept, weights)
         return weights
@@ -233,10 +233,9 @@ class Worker:
         """Before the checkpoint: a crash between the two repeats the epoch, and writes again."""
         assert self._learner is not None
         config, kept = self._task.config, self._learner.kept
-        model.save_weights(config.at("model", "last.safetensors"), kept)
         if self.progress.best_epoch(self._options) == self.progress.epoch:
-            model.save_weights(config.at("model", model.WEIGHTS), kept)
-        storage.write_text(config.at("model", "history.jsonl"), self.progress.history_lines())
+            model.save_weights(config.at("model", model_files.WEIGHTS), kept)
+        storage.write_text(config.at("model", model_files.HISTORY), self.progress.history_lines())
 
     def _save(self, metrics: dict[str, Any]) -> None:
         """A checkpoint for the next attempt, or the next run, to go on from."""

@@ -20,6 +20,7 @@ from captioner import (
     manifest,
     metrics,
     model,
+    model_files,
     scores,
     selection,
     storage,
@@ -73,7 +74,7 @@ def build_run(root: Path) -> JobConfig:
     words = count_words(caption for row in images.to_pylist() for caption in row["captions"])
     vocabulary = Vocabulary.build(words, minimum_count=1)
     decoder = decoders.build(config.decoder, encoder.identity, len(vocabulary))
-    model.save_weights(config.at("model", model.WEIGHTS), decoder)
+    model.save_weights(config.at("model", model_files.WEIGHTS), decoder)
     model.write_description(config.at("model"), config, vocabulary, encoder.identity)
     tower_copy.write(config.at("model"), config.encoder)
     history = [history_entry(1, 4.25, 4.5), history_entry(2, 3.25, 3.75), history_entry(3, 2.5, 4)]

@@ -5,11 +5,16 @@ Every decoder has the same methods, so that training and search know none of the
 ``memory(embedding, tokens)``
     What is computed once for an image, however many captions or beams share it.
 ``start(memory, rows)``
-    The state before the first word: a tuple of tensors ``(images, rows, ...)``.
+    The state before the first word: a NamedTuple of tensors ``(images, rows, ...)``, which search
+    reorders along ``rows``.
 ``step(words, state, memory)``
-    One word further, for every row (a beam, or a caption) of every image.
+    One word further, for every row (a beam, or a caption) of every image, ``words: (images, rows)``
+    -> ``logits: (images, rows, vocabulary)``, the next state, and where the decoder looked,
+    ``weights: (images, rows, patches)``, None where it does not attend.
 ``forward(embedding, tokens, words, keep)``
-    All steps of known captions at once (teacher forcing).
+    All steps of known captions at once (teacher forcing), ``words, keep: (images, captions,
+    length)`` -> ``logits: (kept, vocabulary)`` as ``words.by_step(keep)`` orders them, and
+    ``weights: (images, captions, length, patches)`` or None.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ class LSTMDecoder(nn.Module):
 
         Returns:
             ``logits: (kept, vocabulary)``, step by step, as ``by_step(keep)`` orders them, and
-            the attention ``weights: (images, captions, length, patches)``, zero after the end.
+            the attention ``weights: (images, captions, length, patches)``, of no meaning where
+            ``keep`` is false.
         """
         captions = words.shape[1]
         keep = torch.ones_like(words, dtype=torch.bool) if keep is None else keep

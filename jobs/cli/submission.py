@@ -12,6 +12,7 @@ from captioner import config as configuration
 from captioner import redaction
 from captioner.config import JobConfig
 from captioner.errors import InputError
+from captioner.model_files import NotAModel
 from jobs.cli import stages
 from jobs.cli.options import WITH_MODEL, read
 from jobs.submit import CONFIG, Submission
@@ -74,8 +75,8 @@ def _directory(given: dict[str, Any], overrides: tuple[str, ...]) -> Submission:
         raise InputError(_relative({"--model": model}))
     try:
         values, origin = directory.job_values(source, model, out, captions, overrides)
-    except InputError as error:
-        if "not a model directory" not in str(error) or place != model or "://" in model:
+    except NotAModel:
+        if place != model or "://" in model:
             raise
         # A place that only the cluster's machines have: what there is of a configuration here.
         values, origin = directory.job_values(source, "hf:unknown", out, captions, overrides)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
-from captioner import decoders, model
+from captioner import decoders, model, model_files
 from captioner.config import parse
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
@@ -122,7 +122,7 @@ def test_a_model_directory_needs_neither_the_language_model_nor_the_network(
     decoder = decoders.build(config.decoder, identity, len(vocabulary), language_model)
     url = config.at("model")
     model.write_description(url, config, vocabulary, identity, language_model)
-    model.save_weights(f"{url}/{model.WEIGHTS}", decoder)
+    model.save_weights(f"{url}/{model_files.WEIGHTS}", decoder)
     shutil.rmtree(there)
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from captioner import config, decoders, model, storage
+from captioner import config, decoders, model, model_files, storage
 from captioner.config import Search
 from captioner.consensus import agreement
 from captioner.errors import InputError
@@ -50,7 +50,7 @@ def made(request: pytest.FixtureRequest, make_identity: MakeIdentity) -> Caption
 
 def save(made: CaptionModel, url: str) -> None:
     model.write_description(url, made.config, made.vocabulary, made.encoder)
-    model.save_weights(storage.join(url, model.WEIGHTS), made.decoder)
+    model.save_weights(storage.join(url, model_files.WEIGHTS), made.decoder)
 
 
 def features(images: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:

@@ -1,0 +1,46 @@
+"""The files of a model directory, and those that can be read without torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from captioner import storage
+from captioner.errors import InputError
+
+CONFIG = "config.yaml"
+ENCODER = "encoder.json"  # its identity
+VOCABULARY = "vocabulary.json"
+WEIGHTS = "decoder.safetensors"
+FIRST_STAGE = "cross_entropy.safetensors"  # the best weights before self-critical training
+LANGUAGE_MODEL = "language_model.json"  # of gpt2: its architecture
+HISTORY = "history.jsonl"  # a line an epoch
+REQUIRED = (VOCABULARY, CONFIG, ENCODER, WEIGHTS)
+
+
+class NotAModel(InputError):
+    """There is no model directory at this place."""
+
+
+def read_config(url: str) -> tuple[dict[str, Any], str]:
+    """The plain values of a model's configuration, and where they stand.
+
+    Raises:
+        NotAModel: there is none.
+    """
+    place = storage.join(storage.resolve(url), CONFIG)
+    if not storage.exists(place):
+        raise NotAModel(
+            f"{url}: not a model directory: no {CONFIG} in it (nor hf:NAME or coca:NAME)"
+        )
+    values: dict[str, Any] = yaml.safe_load(storage.read_text(place))
+    return values, place
+
+
+def read_history(url: str) -> list[dict[str, Any]]:
+    """What is known of each epoch of a training; nothing where there was none."""
+    place = storage.join(url, HISTORY)
+    lines = storage.read_text(place).splitlines() if storage.exists(place) else []
+    return [json.loads(line) for line in lines]
