@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import captioner
 from captioner import config as configuration
-from captioner import counting, manifest, model_files, page, reading, scores, storage
+from captioner import counting, model_files, page, parquet_dir, reading, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -110,14 +110,14 @@ def _read(config: JobConfig) -> Run:
     summary = storage.read_summary(config.at("scores"))
     if summary is None or not storage.exists(config.at("metrics.json")):
         raise InputError(f"{config.at()}: not scored; run `captioner score` there first")
-    if manifest.differ(config.at("scores"), config.at("captions")):
+    if parquet_dir.differ(config.at("scores"), config.at("captions")):
         raise InputError(
             f"{config.at()}: there are captions that are newer than their scores; run `captioner "
             "score` there again"
         )
-    scored = manifest.read(config.at("scores")).sort_by("image_id")
+    scored = parquet_dir.read(config.at("scores")).sort_by("image_id")
     columns = ["image_id", "uri", "caption", "references", "bleu_4", "bleu_statistics"]
-    captions = manifest.read(config.at("captions"), columns).sort_by("image_id")
+    captions = parquet_dir.read(config.at("captions"), columns).sort_by("image_id")
     encoder = EncoderIdentity.from_dict(storage.read_json(config.at("metrics.json"))["encoder"])
     return Run(config, encoder, scored, captions).only(scored["image_id"].combine_chunks())
 

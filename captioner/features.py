@@ -19,7 +19,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from captioner import manifest, storage
+from captioner import parquet_dir, storage
 from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
 from captioner.vocabulary import tokenize
@@ -125,15 +125,13 @@ def find_metadata(url: str) -> dict[bytes, bytes] | None:
         InputError: a shard is not captioner's.
     """
     filesystem, _ = storage.arrow_filesystem(url)
-    for path in storage.files(url, ""):
-        if path.endswith(".parquet"):
-            with contextlib.suppress(pa.ArrowInvalid):
-                metadata: dict[bytes, bytes] = (
-                    pq.read_schema(path, filesystem=filesystem).metadata or {}
-                )
-                if METADATA_KEY not in metadata:
-                    raise InputError(f"{path}: not a feature shard: its metadata names no encoder")
-                return metadata
+    for path in parquet_dir.paths(url):
+        with contextlib.suppress(pa.ArrowInvalid):
+            schema = pq.read_schema(path, filesystem=filesystem)
+            metadata: dict[bytes, bytes] = schema.metadata or {}
+            if METADATA_KEY not in metadata:
+                raise InputError(f"{path}: not a feature shard: its metadata names no encoder")
+            return metadata
     return None
 
 
@@ -143,24 +141,19 @@ def embeddings(
     """The image embeddings of these serials, in their order: ``(serials, embedding_size)``.
 
     Args:
-        shards: ``manifest.dataset(url)`` of a caller that asks again: it knows the footers.
+        shards: ``parquet_dir.dataset(url)`` of a caller that asks again: it knows the footers.
 
     Raises:
         InputError: there are none for some of them.
     """
-    # The bounds let a reader pass over row groups; shards hold serials more or less in order.
-    serial = pc.field("serial")
-    wanted = (serial >= serials.min()) & (serial <= serials.max()) & serial.isin(serials.tolist())
-    wanted &= pc.is_valid(pc.field("embedding"))
-    shards = shards or manifest.dataset(url)
-    rows = shards.to_table(columns=["serial", "embedding"], filter=wanted)
-    places = pc.index_in(pa.array(serials), value_set=rows["serial"].combine_chunks())
-    if places.null_count:
+    shards = shards or parquet_dir.dataset(url)
+    found = parquet_dir.look_up(shards, "serial", pa.array(serials), ["embedding"])["embedding"]
+    if found.null_count:
         raise InputError(
-            f"{url}: no features of {places.null_count:,} of the captioned images; these captions "
+            f"{url}: no features of {found.null_count:,} of the captioned images; these captions "
             "were made of other features. Run `captioner caption` again"
         )
-    return to_numpy(rows["embedding"].take(places))
+    return to_numpy(found)
 
 
 def failed(url: str, but: str) -> NDArray[np.int64]:
@@ -171,24 +164,23 @@ def failed(url: str, but: str) -> NDArray[np.int64]:
     wanted = pc.is_valid(pc.field("error")) & (pc.field("error") != but)
     found = [np.empty(0, np.int64)]
     filesystem, _ = storage.arrow_filesystem(url)
-    for path in storage.files(url, ""):
-        if path.endswith(".parquet"):
-            with contextlib.suppress(pa.ArrowInvalid):
-                shard = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
-                found.append(shard.to_table(["serial"], filter=wanted)["serial"].to_numpy())
+    for path in parquet_dir.paths(url):
+        with contextlib.suppress(pa.ArrowInvalid):
+            shard = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
+            found.append(shard.to_table(["serial"], filter=wanted)["serial"].to_numpy())
     return np.concatenate(found)
 
 
 def count_rows(url: str) -> int:
     """Rows of a directory of shards, from their footers; 0 where there is none yet."""
-    return manifest.count(url) if storage.exists(url) else 0
+    return parquet_dir.count(url) if storage.exists(url) else 0
 
 
 def count_trainable(url: str, split: str) -> int:
     """Images of a split that can be learned from: with features, and with captions."""
     wanted = (pc.field("split") == split) & pc.is_null(pc.field("error"))
     wanted &= pc.list_value_length(pc.field("captions")) > 0
-    return int(manifest.dataset(url).count_rows(filter=wanted))
+    return int(parquet_dir.dataset(url).count_rows(filter=wanted))
 
 
 @dataclass(frozen=True)
@@ -199,7 +191,7 @@ class Counts:
 
 def count(url: str) -> Counts:
     """Rows, and failed rows by reason, of feature or caption shards."""
-    dataset = manifest.dataset(url)
+    dataset = parquet_dir.dataset(url)
     errors: Counter[str] = Counter()
     for batch in dataset.to_batches(columns=["error"], filter=pc.is_valid(pc.field("error"))):
         # What follows the colon is of one image alone: a path, a size.

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
+from captioner import parquet_dir
 from captioner.errors import InputError
 
 OF_CAPTIONS = ("split", "uri")  # to group by: there, uri is without a signature
@@ -72,10 +73,4 @@ def values(
     """
     if not len(image_ids):
         return pa.chunked_array([], images.schema.field(name).type)
-    # The bounds let a reader pass over files, which are sorted by image_id.
-    first, last = pc.min_max(image_ids).as_py().values()
-    image_id = pc.field("image_id")
-    wanted = (image_id >= first) & (image_id <= last) & image_id.isin(image_ids.combine_chunks())
-    rows = images.to_table(columns=["image_id", name], filter=wanted)
-    places = pc.index_in(image_ids, value_set=rows["image_id"].combine_chunks())
-    return rows[name].take(places)
+    return parquet_dir.look_up(images, "image_id", image_ids, [name])[name]

@@ -19,7 +19,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from captioner import storage
+from captioner import parquet_dir, storage
 from captioner.errors import InputError
 
 SCHEMA = pa.schema(
@@ -64,7 +64,9 @@ class Update:
         self.serial = summary["serial"] if summary else -1  # the last one given
         self.new = self.changed = self.deleted = self.unchanged = 0
         # Whether what is kept of images differs, which are the same images with the same numbers.
-        self.kept_otherwise = bool(summary) and dataset(url).schema.names != schema.names
+        self.kept_otherwise = (
+            bool(summary) and parquet_dir.dataset(url).schema.names != schema.names
+        )
         self._before = _files_of(url, schema) if summary else iter(())
         self._pending = schema.empty_table()
         self._now, self._schema = now, schema
@@ -250,33 +252,10 @@ def renew(url: str, serials: NDArray[np.int64]) -> int:
 
 
 def _files_of(url: str, schema: pa.Schema = SCHEMA) -> Iterator[pa.Table]:
-    for file in sorted(dataset(url).get_fragments(), key=lambda fragment: fragment.path):
+    for file in sorted(
+        parquet_dir.dataset(url).get_fragments(), key=lambda fragment: fragment.path
+    ):
         yield file.to_table(schema=schema)
-
-
-def dataset(url: str) -> pyarrow.dataset.Dataset:
-    """A Parquet directory (manifest, features or captions) as an Arrow dataset."""
-    filesystem, path = storage.arrow_filesystem(url)
-    return pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
-
-
-def files(url: str) -> list[str]:
-    """The URLs of the files of a Parquet directory."""
-    fs, _ = storage.filesystem(url)
-    names = storage.files(url, "")
-    return [storage.uri(fs, name) for name in names if name.endswith(".parquet")]
-
-
-def read(url: str, columns: Sequence[str] | None = None, splits: Sequence[str] = ()) -> pa.Table:
-    """Rows of a Parquet directory; of the named splits only, where any are named."""
-    return dataset(url).to_table(columns=list(columns) if columns else None, filter=where(splits))
-
-
-def differ(one: str, other: str) -> bool:
-    """Whether two outputs of a run are of different states of its manifest: up to other serials.
-    One that is not done differs from nothing."""
-    first, second = (storage.read_summary(url) for url in (one, other))
-    return bool(first and second and first["serial"] != second["serial"])
 
 
 def require_images(url: str, splits: Sequence[str]) -> None:
@@ -285,34 +264,7 @@ def require_images(url: str, splits: Sequence[str]) -> None:
     Raises:
         InputError: no image is in these splits.
     """
-    if not count(url, splits):
+    if not parquet_dir.count(url, splits):
         raise InputError(
             f"caption.splits: no images in {', '.join(splits)}: name others, or see split"
         )
-
-
-def are_in(serials: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of these serials are among the ``known``, which are sorted, by looking up each: for
-    many blocks of rows, nothing is made of the known ones again."""
-    found: NDArray[np.bool_] = np.append(known, -1)[np.searchsorted(known, serials)] == serials
-    return found
-
-
-def count(url: str, splits: Sequence[str] = (), after: int = -1) -> int:
-    """Rows of a Parquet directory, from the files' footers where nothing is asked of them."""
-    return int(dataset(url).count_rows(filter=where(splits, after)))
-
-
-def serials(url: str, splits: Sequence[str] = ()) -> NDArray[np.int64]:
-    """The serials of all rows, ascending: 8 bytes a row."""
-    found = dataset(url).to_table(columns=["serial"], filter=where(splits))["serial"]
-    return np.sort(found.to_numpy())
-
-
-def where(splits: Sequence[str] = (), after: int = -1) -> pc.Expression | None:
-    """The rows of these splits whose serial is greater than ``after``."""
-    wanted = pc.field("split").isin(list(splits)) if splits else None
-    if after >= 0:
-        newer = pc.field("serial") > after
-        wanted = newer if wanted is None else wanted & newer
-    return wanted

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from captioner import manifest, redaction, storage
+from captioner import manifest, parquet_dir, redaction, storage
 from captioner.config import JobConfig
 from captioner.images import Decoded, Preprocessing
 from captioner.reading import PLACE, Bytes, Unreadable, read_images
@@ -52,7 +52,7 @@ def rows_of(url: str, image_ids: Iterable[str], columns: Sequence[str]) -> pa.Ta
     a filter alone would read the features of every image."""
     wanted = pa.array(sorted(image_ids), pa.string())
     parts = []
-    dataset = manifest.dataset(url)
+    dataset = parquet_dir.dataset(url)
     for fragment in dataset.get_fragments():
         ids = fragment.to_table(columns=["image_id"])["image_id"]
         if pc.any(pc.is_in(ids, wanted)).as_py():

@@ -19,9 +19,9 @@ import captioner
 from captioner import (
     chance,
     features,
-    manifest,
     model_files,
     page,
+    parquet_dir,
     reading,
     redaction,
     report_attention,
@@ -91,7 +91,7 @@ def write(config: JobConfig, model: str | None = None) -> str:
         bleu_orders=ORDERS,
         titles=scores.TITLES,
         splits=_splits(config),
-        captioned=manifest.count(config.at("captions")),
+        captioned=parquet_dir.count(config.at("captions")),
         variety=use_of_words.variety,
         history=history,
         best_epoch=best_epoch,
@@ -113,7 +113,7 @@ def _metrics(config: JobConfig) -> dict[str, Any] | None:
         metrics: dict[str, Any] = storage.read_json(url)
         if "intervals" not in metrics:
             raise InputError(f"{url}: of an earlier version; run `captioner score` again")
-        if manifest.differ(config.at("scores"), captions):
+        if parquet_dir.differ(config.at("scores"), captions):
             raise InputError(f"{captions}: newer than their scores; run `captioner score` again")
         return metrics
     if not storage.exists(captions):
@@ -131,7 +131,7 @@ def _select(config: JobConfig) -> dict[str, list[str]]:
     sample = best = worst = pa.schema(names.items()).empty_table()
     scored = 0
     wanted = max(config.report.gallery, config.report.attention)
-    for batch in manifest.dataset(config.at("captions")).to_batches(
+    for batch in parquet_dir.dataset(config.at("captions")).to_batches(
         columns=["image_id", "bleu_4"], filter=pc.field("caption").is_valid()
     ):
         ids = batch["image_id"].to_pylist()
@@ -208,7 +208,7 @@ def _settings(config: JobConfig) -> dict[str, list[tuple[str, str, bool]]]:
 def _splits(config: JobConfig) -> dict[str, int]:
     """Images in the manifest, by split."""
     counts: Counter[str | None] = Counter()
-    for batch in manifest.dataset(config.at("manifest")).to_batches(columns=["split"]):
+    for batch in parquet_dir.dataset(config.at("manifest")).to_batches(columns=["split"]):
         for found in batch["split"].value_counts().to_pylist():
             counts[found["values"]] += found["counts"]
     order = ("train", "val", "test", None)
@@ -219,6 +219,8 @@ def _errors(config: JobConfig) -> list[tuple[str, str]]:
     """Ids and reasons of all failed images, those of splits that are not captioned too."""
     failed: set[tuple[str, str]] = set()
     for url in filter(storage.exists, (config.at("features"), config.at("captions"))):
-        rows = manifest.dataset(url).to_table(["image_id", "error"], pc.field("error").is_valid())
+        rows = parquet_dir.dataset(url).to_table(
+            ["image_id", "error"], pc.field("error").is_valid()
+        )
         failed |= set(zip(rows["image_id"].to_pylist(), rows["error"].to_pylist()))
     return sorted(failed)

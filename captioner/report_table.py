@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
-from captioner import manifest, storage
+from captioner import parquet_dir, storage
 from captioner.config import JobConfig
 from captioner.metrics import Variety
 from captioner.vocabulary import tokenize
@@ -49,7 +49,7 @@ def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
     """Every row of ``captions/``; of more than ``limit`` the failed ones, those of the lowest
     score, each a quarter of them at most, and a random sample. The rows of the ``image_id`` in
     ``gallery`` are always there, and are named, so that its pictures are found as the rows are."""
-    dataset = manifest.dataset(config.at("captions"))
+    dataset = parquet_dir.dataset(config.at("captions"))
     # Captions of earlier versions have no confidence.
     names = [name for name in _COLUMNS if name in dataset.schema.names]
     count = dataset.count_rows()
@@ -97,7 +97,7 @@ def _with_cider(rows: pa.Table, scores: str) -> pa.Table:
     """CIDEr-D stands with the scores of each image; images that have none are left empty."""
     known = pa.table({"image_id": pa.array([], pa.string()), "cider": pa.array([], pa.float64())})
     if storage.exists(scores):
-        known = manifest.read(scores, ["image_id", "cider"])
+        known = parquet_dir.read(scores, ["image_id", "cider"])
     places = pc.index_in(rows["image_id"], value_set=known["image_id"].combine_chunks())
     return rows.append_column("cider", known["cider"].take(places))
 
@@ -122,7 +122,7 @@ def words(config: JobConfig) -> Words:
     known: Counter[str] = Counter()
     texts: Counter[str] = Counter()
     columns = ["caption", "references"]
-    for batch in manifest.dataset(config.at("captions")).to_batches(columns=columns):
+    for batch in parquet_dir.dataset(config.at("captions")).to_batches(columns=columns):
         for row in batch.to_pylist():
             if row["caption"] is not None:
                 texts[row["caption"]] += 1

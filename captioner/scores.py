@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from captioner import features, manifest
+from captioner import features, parquet_dir
 from captioner.config import Score
 from captioner.metrics import ORDERS, BleuStatistics, CiderD, corpus_bleu, rouge_l
 from captioner.metrics.bootstrap import LEVEL, interval, resampled_sums
@@ -67,7 +67,7 @@ Statistics = dict[str, NDArray[np.float64]]  # (images, columns), by name
 def countable(captions: str) -> int:
     """How many rows of ``captions/`` there is something to score by: a caption and references."""
     has_references = pc.list_value_length(pc.field("references")) > 0
-    dataset = manifest.dataset(captions)
+    dataset = parquet_dir.dataset(captions)
     return int(dataset.count_rows(filter=has_references & pc.field("caption").is_valid()))
 
 

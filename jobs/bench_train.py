@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from captioner import config as configuration
-from captioner import decoders, features, manifest, model_files, storage
+from captioner import decoders, features, manifest, model_files, parquet_dir, storage
 from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
@@ -127,8 +127,8 @@ def _caption(dice: np.random.Generator) -> str:
 
 def _batches(config: JobConfig, vocabulary: AnyVocabulary) -> list[Batch]:
     size = config.train.batch_size
-    some = manifest.dataset(config.at("features"))
-    rows = features.with_references(some.head(size * _STEPS, filter=manifest.where(["train"])))
+    some = parquet_dir.dataset(config.at("features"))
+    rows = features.with_references(some.head(size * _STEPS, filter=parquet_dir.where(["train"])))
     parts = [rows[start : start + size] for start in range(0, len(rows) - size + 1, size)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return [collate(part, vocabulary, config.train, device) for part in parts[:_STEPS]]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from captioner import manifest, redaction, storage
+from captioner import parquet_dir, redaction, storage
 from captioner.config import Image, Source
 from captioner.errors import StorageUnavailable
 from captioner.features import finite, to_numpy, with_references
@@ -147,7 +147,7 @@ def drop_outdated(rows: pa.Table, fs: Any, current: Any) -> pa.Table:
         with contextlib.suppress(pa.ArrowInvalid), fs.open(path) as file:
             parquet = pq.ParquetFile(file)
             serials = parquet.read(columns=["serial"])["serial"].to_numpy()
-            known = manifest.are_in(serials, current)
+            known = parquet_dir.are_in(serials, current)
             if not known.all():
                 table = parquet.read().filter(pa.array(known))
                 groups = parquet.metadata.row_group(0).num_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jobs
 from captioner import config as configuration
-from captioner import manifest, scenes, storage
+from captioner import parquet_dir, scenes, storage
 from captioner.config import JobConfig
 from jobs import logs, pipeline
 
@@ -38,7 +38,7 @@ def demo(out: str, count: int, overrides: tuple[str, ...]) -> None:
 def examples(config: JobConfig, count: int) -> str:
     """Captions beside their references, evenly picked."""
     columns = ["image_id", "caption", "references"]
-    rows = manifest.read(config.at("captions"), columns).sort_by("image_id").to_pylist()
+    rows = parquet_dir.read(config.at("captions"), columns).sort_by("image_id").to_pylist()
     lines = []
     for row in rows[:: max(1, len(rows) // count)][:count]:
         lines.append(f"{row['image_id']}: {row['caption']}")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from captioner import features, manifest, storage
+from captioner import features, parquet_dir, storage
 from captioner.config import Cluster
 from captioner.errors import InputError
 from captioner.export import LAYOUTS
@@ -84,7 +84,7 @@ def _open(url: str) -> tuple[str, EncoderIdentity, bool]:
     try:
         identity = features.read_identity(url)
         rows = features.count_rows(url)
-        names = manifest.dataset(url).schema.names
+        names = parquet_dir.dataset(url).schema.names
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{url}: a file is only half there: `captioner extract` is at work here, or was "
@@ -117,7 +117,7 @@ def _count(url: str) -> tuple[int, int, Counter[str], Counter[str]]:
     splits: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     images: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    for batch in manifest.dataset(url).to_batches(columns=["image_id", "split", "error"]):
+    for batch in parquet_dir.dataset(url).to_batches(columns=["image_id", "split", "error"]):
         images.append(np.array([hash(name) for name in batch["image_id"].to_pylist()], np.int64))
         splits.update(name or "in no split" for name in batch["split"].to_pylist())
         reasons.update(error.split(":")[0] for error in batch["error"].drop_null().to_pylist())

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from captioner import caption_files, manifest, storage
+from captioner import caption_files, parquet_dir, storage
 from captioner.caption_files import SidecarNames
 from captioner.config import JobConfig
 from captioner.reading import PLACE, read_images
@@ -58,7 +58,7 @@ def _text(config: JobConfig, target: str, header: str, lines: Any) -> int:
 
 
 def _batches(config: JobConfig, **which: Any) -> Iterator[pa.Table]:
-    batches = manifest.dataset(config.at("captions")).to_batches(batch_size=_ROWS, **which)
+    batches = parquet_dir.dataset(config.at("captions")).to_batches(batch_size=_ROWS, **which)
     return (pa.Table.from_batches([batch]) for batch in batches)
 
 
@@ -74,7 +74,7 @@ def _sidecars(config: JobConfig, target: str) -> int:
     after = summary["serial"] if same else -1
     if not same:
         storage.remove(target)
-    shared, files = ray.put(names), manifest.files(config.at("captions"))
+    shared, files = ray.put(names), parquet_dir.files(config.at("captions"))
     written = sum(ray.get([_sidecars_of.remote(file, target, shared, after) for file in files]))
     storage.write_summary(target, {**of_these, "serial": captions.get("serial")})
     return int(written)
@@ -92,7 +92,7 @@ def _sidecars_of(file: str, target: str, names: SidecarNames, after: int) -> int
 def _webdataset(config: JobConfig, target: str) -> int:
     """All anew, a tar file a shard: an image that has changed must not be there twice."""
     storage.remove(target)
-    files = manifest.files(config.at("captions"))
+    files = parquet_dir.files(config.at("captions"))
     tasks = [_tar_of.remote(file, target, number, config) for number, file in enumerate(files)]
     written = int(sum(ray.get(tasks)))
     storage.write_summary(target, {"rows": written})
@@ -105,13 +105,9 @@ def _tar_of(file: str, target: str, number: int, config: JobConfig) -> int:
     columns = ["image_id", "serial", *caption_files.CSV_COLUMNS[1:5]]
     with storage.parquet(file) as parquet:
         rows = parquet.read(columns).sort_by("serial")
-    # Where the bytes are, the manifest knows. Row groups of other serials are not read.
-    serials = pc.min_max(rows["serial"]).as_py()
-    between = (pc.field("serial") >= serials["min"]) & (pc.field("serial") <= serials["max"])
-    dataset = manifest.dataset(config.at("manifest"))
-    known = dataset.to_table(columns=["serial", *PLACE], filter=between)
-    places = pc.index_in(rows["serial"], value_set=known["serial"].combine_chunks())
-    wanted = known.take(places)
+    # Where the bytes are, the manifest knows.
+    known = parquet_dir.dataset(config.at("manifest"))
+    wanted = parquet_dir.look_up(known, "serial", rows["serial"], PLACE)
     images = read_images(wanted, config.image.max_bytes, config.source.image_column)
     return caption_files.write_tar(storage.join(target, f"{number:06d}.tar"), rows, images, number)
 

@@ -18,7 +18,7 @@ import ray
 import ray.data
 from ray.data import Dataset
 
-from captioner import captions, manifest, sources, storage
+from captioner import captions, manifest, parquet_dir, sources, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from jobs import blocks, progress, session, stream
@@ -108,7 +108,7 @@ def listing(
     if known:
         shards = ray.put(known)
         files = ray.data.from_items(
-            [{"file": file} for file in manifest.files(config.at("manifest"))]
+            [{"file": file} for file in parquet_dir.files(config.at("manifest"))]
         )
         arguments = (shards, config.source.keep_columns, tally)
         found.append(map_batches(files, blocks.list_known, fn_args=arguments, batch_size=1))

@@ -15,7 +15,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import Dataset
 
-from captioner import chance, features, manifest, storage, views
+from captioner import chance, features, parquet_dir, storage, views
 from captioner.config import JobConfig, Share
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -45,7 +45,7 @@ def check(config: JobConfig, identity: EncoderIdentity) -> None:
             )
         if difference := identity.difference(features.read_identity(url)):
             raise InputError(f"train.mixed_with: {url}: features of another encoder: {difference}")
-        there = manifest.dataset(url).schema.names
+        there = parquet_dir.dataset(url).schema.names
         if any("embedding" + view not in there for view in views.suffixes(config.features)):
             raise InputError(
                 f"train.mixed_with: {url}: other views of its images than features.mirrored and "
@@ -86,7 +86,7 @@ def shards(config: JobConfig, columns: list[str], tally: Any) -> Dataset:
     """Rows of all runs' feature shards, the shards spread; of each row group one view. Every epoch
     sees the shards, and the row groups of each, in another order: a source may be sorted, and the
     buffer that training shuffles in is small. ``tally`` knows the epoch; None: the first."""
-    urls = [by_serial(manifest.files(storage.join(run.run, "features"))) for run in runs(config)]
+    urls = [by_serial(parquet_dir.files(storage.join(run.run, "features"))) for run in runs(config)]
     places = [{"place": place} for place in range(sum(map(len, urls)))]
     arguments = (urls, columns, views.suffixes(config.features), config.train.seed, tally)
     rows = ray.data.from_items(places, override_num_blocks=len(places))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pyarrow.dataset
 
-from captioner import manifest, storage
+from captioner import parquet_dir, storage
 from captioner.config import JobConfig
 
 FORMATS = {
@@ -32,7 +32,7 @@ def is_done(config: JobConfig, stage: str) -> bool:
     output = config.at(OUTPUTS[stage][0])
     if stage == "score":
         scored, captioned = config.at("scores"), config.at("captions")
-        return storage.exists(output) and not manifest.differ(scored, captioned)
+        return storage.exists(output) and not parquet_dir.differ(scored, captioned)
     if stage == "report":
         return storage.exists(output)
     if storage.read_summary(output) is None:
@@ -58,7 +58,7 @@ def rows_written(checkpoints: str, after: int = -1) -> int:
         return 0
     filesystem, _ = storage.arrow_filesystem(checkpoints)
     written = pyarrow.dataset.dataset(whole, filesystem=filesystem, format="parquet")
-    return int(written.count_rows(filter=manifest.where(after=after)))
+    return int(written.count_rows(filter=parquet_dir.where(after=after)))
 
 
 def command_of(config: JobConfig) -> str | None:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import ray
 
-from captioner import counting, features, groups, manifest, scores, storage
+from captioner import counting, features, groups, manifest, parquet_dir, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import ORDERS, CiderD, java, most_frequent
@@ -55,7 +55,7 @@ def score(config: JobConfig) -> dict[str, Any]:
         InputError: no caption has a reference, or what a score needs is missing.
     """
     if config.score.group_by is not None:
-        there = manifest.dataset(config.at("manifest")).schema
+        there = parquet_dir.dataset(config.at("manifest")).schema
         groups.check(config.score.group_by, there)
     java.require(config.score.also)
     if score_actors.of_clip(config.score.also):
@@ -84,7 +84,7 @@ def score(config: JobConfig) -> dict[str, Any]:
     variety = counting.variety_of(found)
     metrics = {
         "images": images,
-        "errors": manifest.dataset(captions).count_rows(filter=pc.field("error").is_valid()),
+        "errors": parquet_dir.dataset(captions).count_rows(filter=pc.field("error").is_valid()),
         **scores.figures(by_group, drawn, baseline, config.score),
         "distinct_captions": variety.distinct,
         "distinct_share": variety.distinct / max(1, variety.captions),
@@ -131,7 +131,7 @@ class _Known:
 
     @functools.cached_property
     def images(self) -> pyarrow.dataset.Dataset:
-        return manifest.dataset(self.manifest)
+        return parquet_dir.dataset(self.manifest)
 
 
 def _score_block(rows: pa.Table, reference: Any) -> pa.Table:
@@ -170,7 +170,7 @@ def _baseline(config: JobConfig) -> str:
     """What a model would say that knows only the training captions and no image. Where nothing
     is for training, the references themselves take their place, to the baseline's advantage."""
     url = config.at("manifest")
-    splits = ["train"] if manifest.count(url, ["train"]) else []
+    splits = ["train"] if parquet_dir.count(url, ["train"]) else []
     rows = table_rows.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
     found = counts.gist(rows, counting.count_references)
     return most_frequent(counting.texts_of(found, "reference"))

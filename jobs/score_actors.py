@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
-from captioner import features, manifest, scores
+from captioner import features, parquet_dir, scores
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig
 from captioner.errors import InputError
@@ -125,7 +125,7 @@ class AddClipScores:
         torch.set_num_threads(pool.threads)
         self._encoder = TextEncoder(options, pool.device)
         self._features, self._names, self._tally = features_url, names, tally
-        self._shards = manifest.dataset(features_url)
+        self._shards = parquet_dir.dataset(features_url)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         with telling(self._tally):

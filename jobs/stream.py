@@ -23,7 +23,7 @@ from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
 from ray.data._internal.savemode import SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
-from captioner import features, manifest, storage
+from captioner import features, parquet_dir, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.images import Preprocessing
@@ -72,14 +72,14 @@ def run(
     if before and after == of["serial"]:
         storage.remove(checkpoints)  # left by a crash at the very end
         return {**before, "new_rows": 0}
-    total = manifest.count(rows.url, rows.splits)
-    pending = manifest.count(rows.url, rows.splits, after)
+    total = parquet_dir.count(rows.url, rows.splits)
+    pending = parquet_dir.count(rows.url, rows.splits, after)
     kept, steady = min(rows_written(checkpoints, after), pending), None
     block = rows_per_block(rows.url, config, batch_size, pending - kept, pool.count)
     started = time.monotonic()
     if before and before["rows"] + pending > total:
         # First, so that a reader never sees an image twice.
-        _drop_outdated(target, manifest.serials(rows.url, rows.splits))
+        _drop_outdated(target, parquet_dir.serials(rows.url, rows.splits))
     if pending:
         again = sum(
             max(0, last - max(first, after + 1) + 1) for first, last in of.get("renewed", [])
@@ -94,7 +94,7 @@ def run(
             results.write_datasink(Shards(target, schema, rows_per_file, block))
             steady = _steady_rate(ray.get(tally.first.remote()), pending - kept)
     if features.count_rows(target) > total:
-        _drop_outdated(target, manifest.serials(rows.url, rows.splits))
+        _drop_outdated(target, parquet_dir.serials(rows.url, rows.splits))
     seconds = time.monotonic() - started
     counts = features.count(target)
     if counts.rows != total:
@@ -118,7 +118,7 @@ def run(
 
 def count_pending(rows: Input, target: str) -> int:
     """How many rows ``run`` would make results of, but for what a broken off run has written."""
-    return manifest.count(rows.url, rows.splits, _done_up_to(storage.read_summary(target)))
+    return parquet_dir.count(rows.url, rows.splits, _done_up_to(storage.read_summary(target)))
 
 
 def _done_up_to(summary: dict[str, Any] | None) -> int:
@@ -222,8 +222,7 @@ def readable_errors(tally: Any, target: str) -> Iterator[None]:
 def _drop_outdated(target: str, current: Any) -> None:
     """Remove rows of images that have changed, or were tried again, since they were written."""
     fs, _ = storage.filesystem(target)
-    shards = (file for file in storage.files(target, "") if file.endswith(".parquet"))
-    files = [{"path": file} for file in shards]
+    files = [{"path": path} for path in parquet_dir.paths(target)]
     arguments = (fs, ray.put(np.asarray(current)))
     map_batches(
         ray.data.from_items(files), drop_outdated, fn_args=arguments, batch_size=16

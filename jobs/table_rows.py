@@ -11,7 +11,7 @@ from typing import Any
 import ray.data
 from ray.data import DataContext, Dataset
 
-from captioner import storage
+from captioner import parquet_dir, storage
 from captioner.config import JobConfig
 from jobs.blocks import newer
 from jobs.tasks import map_batches
@@ -48,7 +48,7 @@ def read(url: str, columns: list[str], rows_per_block: int) -> Dataset:
 def shards(url: str, columns: list[str]) -> Dataset:
     """A Parquet directory, a file at a time."""
     filesystem, path = storage.arrow_filesystem(url)
-    files = sum(name.endswith(".parquet") for name in storage.files(url, ""))
+    files = len(parquet_dir.paths(url))
     # Left alone, Ray cuts what it reads into 200 blocks, of one or two rows for a small source.
     dataset = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=max(1, files))
     return dataset.select_columns(columns)

@@ -21,6 +21,7 @@ from captioner import (
     metrics,
     model,
     model_files,
+    parquet_dir,
     scores,
     selection,
     storage,
@@ -163,7 +164,7 @@ def write_captions(config: JobConfig, rows: pa.Table) -> None:
 
 def write_metrics(config: JobConfig, encoder: dict[str, Any]) -> None:
     """What ``jobs.score.score`` writes, which needs Ray to add it up."""
-    rows = manifest.read(config.at("captions"))
+    rows = parquet_dir.read(config.at("captions"))
     baseline = "a white circle on the ground"
     cider = counting.cider_of(counting.add_up([counting.count_texts(rows)]))
     scored = scores.score_rows(rows, cider, tokenize(baseline)).sort_by("image_id")

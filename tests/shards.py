@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from captioner import features, manifest, storage
+from captioner import features, parquet_dir, storage
 from captioner.identity import EncoderIdentity
 
 
@@ -58,6 +58,6 @@ def write(directory: Path | str, *shards: pa.Table, rows_per_group: int = 256) -
 
 def assert_each_once(url: str, images: int) -> None:
     """Every image is in the shards, and none twice."""
-    ids = manifest.read(url, ["image_id"])["image_id"].to_pylist()
+    ids = parquet_dir.read(url, ["image_id"])["image_id"].to_pylist()
     assert len(ids) == images
     assert len(set(ids)) == images

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioner import manifest
+from captioner import manifest, parquet_dir
 from captioner.config import Source
 from captioner.sources.listing import ROWS, Part, Version, schema
 
@@ -20,7 +20,7 @@ def unchanged(parts: Sequence[Part], source: Source, manifest_url: str) -> set[s
     """The URLs of those tar and Parquet shards all of whose images are in the manifest as of the
     shard's present version. With a captions file there are none: the manifest does not say which
     captions were the shard's own. Nor are there any where it has not kept what is to be kept."""
-    rows = manifest.dataset(manifest_url)
+    rows = parquet_dir.dataset(manifest_url)
     if not set(source.keep_columns) <= set(rows.schema.names):
         return set()
     versions = {part.url: part.version for part in parts if part.version}
@@ -39,7 +39,7 @@ def list_known(file: str, shards: set[str], kept: Sequence[str] = ()) -> Iterato
     wanted = _THERE & pc.field("uri").isin(sorted(shards))
     listing = schema(kept)
     names = [name for name in listing.names if name in manifest.schema(kept).names]
-    rows = manifest.dataset(file)
+    rows = parquet_dir.dataset(file)
     for batch in rows.to_batches(columns=names, filter=wanted, batch_size=ROWS):
         table = pa.table(batch)
         for name in listing.names:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captioner import features, manifest
+from captioner import features, parquet_dir
 from captioner.config import Train
 from captioner.language_model import AnyVocabulary
 from captioner.vocabulary import EOS, PAD
@@ -98,7 +98,7 @@ def batches(
     for rows in tables:
         left = rows
         if seen is not None:
-            left = rows.filter(pa.array(~manifest.are_in(rows["serial"].to_numpy(), seen)))
+            left = rows.filter(pa.array(~parquet_dir.are_in(rows["serial"].to_numpy(), seen)))
         if len(left):
             yield collate(left, vocabulary, options, device)
         elif idle:

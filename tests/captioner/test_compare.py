@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from captioner import compare, manifest, selection, storage
+from captioner import compare, parquet_dir, selection, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, CiderD
@@ -33,7 +33,7 @@ def another(first: JobConfig, root: Path, change: Change, **sections: Any) -> Jo
     shutil.copytree(first.run, root / "run")
     update = {name: getattr(first, name).model_copy(update=new) for name, new in sections.items()}
     config = first.model_copy(update={"run": str(root / "run"), "name": "other", **update})
-    rows = manifest.read(config.at("captions")).sort_by("image_id").to_pylist()
+    rows = parquet_dir.read(config.at("captions")).sort_by("image_id").to_pylist()
     kept = [row for number, old in enumerate(rows) if (row := change(number, old)) is not None]
     images = pa.table(
         {
@@ -157,7 +157,7 @@ def test_only_images_that_both_captioned_count(first: JobConfig, tmp_path: Path)
     other = another(first, tmp_path, change)
     found = compare.compare(first, other)
     left_out = compare.compare(other, first).warnings
-    every = manifest.read(first.at("captions")).sort_by("image_id").to_pylist()
+    every = parquet_dir.read(first.at("captions")).sort_by("image_id").to_pylist()
     rows = [row for row in (*every[5:7], *every[9:]) if row["error"] is None]
     assert found.images == len(rows)
     assert found.warnings == [
@@ -224,7 +224,7 @@ def test_clip_scores_are_compared_of_one_tower_alone(
 ) -> None:
     runs = [another(first, tmp_path / name, same) for name in ("one", "other")]
     for config, value in zip(runs, (0.5, 0.75)):
-        rows = manifest.read(config.at("scores"))
+        rows = parquet_dir.read(config.at("scores"))
         column = pa.array([value] * len(rows), pa.float64())
         url = config.at("scores", "one.parquet")
         storage.write_table(url, rows.append_column("clip_score", column))

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
-from captioner import groups, manifest, storage
+from captioner import groups, manifest, parquet_dir, storage
 from captioner.errors import InputError
 
 
@@ -55,7 +55,7 @@ def test_a_column_of_some_images_is_in_their_order(tmp_path: Path) -> None:
             some, pa.schema([("image_id", pa.string()), ("size", pa.int64())])
         )
         storage.write_table(str(tmp_path / f"{part}.parquet"), table)
-    rows = manifest.dataset(str(tmp_path))
+    rows = parquet_dir.dataset(str(tmp_path))
     ids = pa.chunked_array([["7", "none"], ["2", "5", "2"]])
     assert groups.values(rows, ids, "size").to_pylist() == [7, None, 2, 5, 2]
     nothing = groups.values(rows, pa.chunked_array([], pa.string()), "size")

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from captioner import manifest, sources
+from captioner import manifest, parquet_dir, sources
 from captioner.config import Source
 from captioner.sources.known import list_known
 from tests.listings import listed, tar, write_parquet
@@ -61,7 +61,7 @@ def test_images_of_known_shards_are_listed_as_by_reading_them(shards: Path) -> N
     urls = {str(shards / "a.tar"), str(shards / "b.tar")}
     tables = [
         table
-        for file in manifest.files(str(shards.parent / "manifest"))
+        for file in parquet_dir.files(str(shards.parent / "manifest"))
         for table in list_known(file, urls)
     ]
     assert all(table.schema == sources.LISTING for table in tables)
@@ -73,8 +73,8 @@ def test_images_of_known_shards_are_listed_as_by_reading_them(shards: Path) -> N
 
 def test_deleted_images_neither_make_a_shard_known_nor_are_listed(shards: Path) -> None:
     url = str(shards.parent / "manifest")
-    first, *_ = manifest.files(url)
-    rows = [{**row, "deleted": NOW} for row in manifest.read(first).to_pylist()]
+    first, *_ = parquet_dir.files(url)
+    rows = [{**row, "deleted": NOW} for row in parquet_dir.read(first).to_pylist()]
     table = pa.Table.from_pylist(rows, manifest.SCHEMA)
     write_parquet(Path(first), dict(zip(table.column_names, table.columns)))
     assert unchanged(shards) == {"b.tar", "c.tar"}  # of b, an image is left
@@ -94,13 +94,13 @@ def test_files_without_a_version_are_read_each_time(shards: Path) -> None:
 def test_what_is_kept_of_known_shards_is_in_the_manifest(shards: Path) -> None:
     assert unchanged(shards, keep_columns=["camera"]) == set()
     url = str(shards.parent / "manifest")
-    for file in manifest.files(url):
-        rows = [{**row, "camera": row["image_id"]} for row in manifest.read(file).to_pylist()]
+    for file in parquet_dir.files(url):
+        rows = [{**row, "camera": row["image_id"]} for row in parquet_dir.read(file).to_pylist()]
         table = pa.Table.from_pylist(rows, manifest.schema(["camera"]))
         write_parquet(Path(file), dict(zip(table.column_names, table.columns)))
     assert unchanged(shards, keep_columns=["camera"]) == {"a.tar", "b.tar", "c.tar"}
     assert unchanged(shards, keep_columns=["camera", "lens"]) == set()
-    first, *_ = manifest.files(url)
+    first, *_ = parquet_dir.files(url)
     (table,) = list_known(first, {str(shards / "a.tar")}, ["camera"])
     assert table.schema == sources.schema(["camera"])
     assert table["camera"].to_pylist() == ["a.tar/0.jpg", "a.tar/1.jpg"]

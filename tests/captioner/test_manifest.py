@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from captioner import manifest, storage
+from captioner import manifest, parquet_dir, storage
 from captioner.errors import InputError
 
 DAY = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -73,12 +73,12 @@ def counts(result: manifest.Update) -> tuple[int, int, int, int]:
 
 
 def serials_of(url: str) -> dict[str, int]:
-    rows = manifest.read(url, ["image_id", "serial"]).to_pylist()
+    rows = parquet_dir.read(url, ["image_id", "serial"]).to_pylist()
     return {row["image_id"]: row["serial"] for row in rows}
 
 
 def deleted_in(url: str) -> dict[str, datetime.datetime]:
-    rows = manifest.read(url, ["image_id", "deleted"]).to_pylist()
+    rows = parquet_dir.read(url, ["image_id", "deleted"]).to_pylist()
     return {row["image_id"]: row["deleted"] for row in rows if row["deleted"] is not None}
 
 
@@ -88,7 +88,7 @@ def deleted_in(url: str) -> dict[str, datetime.datetime]:
 def test_the_first_listing_is_all_new_and_numbered_by_id(url: str) -> None:
     assert counts(update(url, images("b", "a", "c"))) == (3, 0, 0, 0)
     assert serials_of(url) == {"a": 0, "b": 1, "c": 2}
-    rows = manifest.read(url)
+    rows = parquet_dir.read(url)
     assert rows.schema.equals(manifest.SCHEMA)
     assert rows.to_pylist()[0] == {"image_id": "a", "serial": 0, "deleted": None, **IMAGE}
 
@@ -128,7 +128,7 @@ def test_any_change_of_an_image_gives_it_a_new_number(url: str, change: dict[str
         update(url, {**images("a", "c"), "b": before})
         assert counts(update(url, {**images("a", "c"), "b": after})) == (0, 1, 0, 2)
         assert serials_of(url) == {"a": 0, "b": 3, "c": 2}
-        (row,) = (row for row in manifest.read(url).to_pylist() if row["image_id"] == "b")
+        (row,) = (row for row in parquet_dir.read(url).to_pylist() if row["image_id"] == "b")
         assert row == {**IMAGE, **after, "image_id": "b", "serial": 3, "deleted": None}
 
 
@@ -157,7 +157,7 @@ def test_an_image_that_is_gone_is_kept_as_deleted_with_a_new_number(url: str) ->
     assert counts(update(url, images("a", "c"), now=gone)) == (0, 0, 1, 2)
     assert serials_of(url) == {"a": 0, "b": 3, "c": 2}
     assert deleted_in(url) == {"b": gone}
-    (row,) = (row for row in manifest.read(url).to_pylist() if row["image_id"] == "b")
+    (row,) = (row for row in parquet_dir.read(url).to_pylist() if row["image_id"] == "b")
     assert row == {**IMAGE, "image_id": "b", "serial": 3, "deleted": gone}
 
 
@@ -230,7 +230,7 @@ def test_chunks_and_files_may_end_anywhere(
         returned = len((after.keys() - before.keys()) & ever)
         assert counts(result) == (new - returned, changed + returned, deleted, unchanged)
         ever |= after.keys()
-        rows = manifest.read(url).to_pylist()
+        rows = parquet_dir.read(url).to_pylist()
         assert [row["image_id"] for row in rows] == sorted(ever)
         assert {row["image_id"] for row in rows if row["deleted"] is None} == after.keys()
         assert len({row["serial"] for row in rows}) == len(rows)
@@ -484,14 +484,14 @@ def rows(url: str) -> str:
 
 def test_rows_are_read_by_split(rows: str) -> None:
     def ids(*splits: str) -> list[str]:
-        found: list[str] = manifest.read(rows, ["image_id"], splits)["image_id"].to_pylist()
+        found: list[str] = parquet_dir.read(rows, ["image_id"], splits)["image_id"].to_pylist()
         return found
 
     assert ids() == ["0", "1", "2", "3", "4", "5"]
     assert ids("train") == ["0", "4"]
     assert ids("val", "test") == ["1", "3", "5"]
     assert ids("no such") == []
-    assert manifest.read(rows).column_names == manifest.SCHEMA.names
+    assert parquet_dir.read(rows).column_names == manifest.SCHEMA.names
 
 
 @pytest.mark.parametrize(
@@ -509,13 +509,13 @@ def test_rows_are_read_by_split(rows: str) -> None:
 def test_rows_are_counted_by_split_and_serial(
     rows: str, splits: Sequence[str], after: int, count: int
 ) -> None:
-    assert manifest.count(rows, splits, after) == count
+    assert parquet_dir.count(rows, splits, after) == count
 
 
 def test_serials_are_sorted(rows: str) -> None:
     manifest.renew(rows, np.array([1, 4]))
-    assert manifest.serials(rows).tolist() == [0, 2, 3, 5, 6, 7]
-    assert manifest.serials(rows, ["train"]).tolist() == [0, 7]
+    assert parquet_dir.serials(rows).tolist() == [0, 2, 3, 5, 6, 7]
+    assert parquet_dir.serials(rows, ["train"]).tolist() == [0, 7]
 
 
 # What else is kept
@@ -550,7 +550,7 @@ def test_kept_columns_may_come_and_change_and_go_without_a_new_number(url: str) 
         assert counts(result) == (0, 0, 0, 2)
         assert result.is_as_before == as_before
         assert serials_of(url) == {"a": 0, "b": 1}
-        rows = manifest.read(url)
+        rows = parquet_dir.read(url)
         assert rows.schema.equals(manifest.schema(kept))
         if kept:
             assert dict(zip("ab", rows["camera"].to_pylist())) == cameras
@@ -559,7 +559,7 @@ def test_kept_columns_may_come_and_change_and_go_without_a_new_number(url: str) 
 def test_kept_columns_outlive_a_second_try(url: str) -> None:
     update_kept(url, {"a": "front", "b": "rear"}, "camera")
     assert manifest.renew(url, np.array([0])) == 1
-    assert manifest.read(url, ["serial", "camera"]).to_pylist() == [
+    assert parquet_dir.read(url, ["serial", "camera"]).to_pylist() == [
         {"serial": 2, "camera": "front"},
         {"serial": 1, "camera": "rear"},
     ]

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from captioner import Captioner, backends, manifest
+from captioner import Captioner, backends, parquet_dir
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.model import CaptionModel
@@ -44,7 +44,7 @@ def test_an_image_is_captioned_in_three_lines(run: JobConfig, photo: str) -> Non
 
 
 def features_of(run: JobConfig) -> list[dict[str, object]]:
-    return manifest.read(run.at("features"), ["uri", "embedding", "tokens"]).to_pylist()
+    return parquet_dir.read(run.at("features"), ["uri", "embedding", "tokens"]).to_pylist()
 
 
 def test_an_image_may_be_a_path_bytes_or_a_picture(run: JobConfig, photo: str) -> None:

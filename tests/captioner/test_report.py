@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captioner import features, manifest, model, report, report_table, storage
+from captioner import features, manifest, model, parquet_dir, report, report_table, storage
 from captioner import page as pages
 from captioner.config import JobConfig, Report
 from captioner.errors import InputError
@@ -56,12 +56,12 @@ def run(finished: JobConfig, tmp_path: Path) -> JobConfig:
     root = Path(finished.run).parent
     shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html"))
     config = finished.model_copy(update={"run": str(tmp_path / "copy" / "run")})
-    (file,) = manifest.files(config.at("manifest"))
+    (file,) = parquet_dir.files(config.at("manifest"))
     for url, write in (
         (config.at("captions"), write_captions),
         (config.at("manifest"), lambda _, table: pq.write_table(table, file)),
     ):
-        rows = manifest.read(url)
+        rows = parquet_dir.read(url)
         moved = [uri.replace(str(root), str(tmp_path / "copy")) for uri in rows["uri"].to_pylist()]
         place = rows.column_names.index("uri")
         write(config, rows.set_column(place, rows.schema.field(place), pa.array(moved)))
@@ -69,7 +69,7 @@ def run(finished: JobConfig, tmp_path: Path) -> JobConfig:
 
 
 def captioned(config: JobConfig) -> list[dict[str, Any]]:
-    rows = manifest.read(config.at("captions")).sort_by("image_id").to_pylist()
+    rows = parquet_dir.read(config.at("captions")).sort_by("image_id").to_pylist()
     return [row for row in rows if row["caption"] is not None]
 
 
@@ -105,8 +105,8 @@ def packed(text: str) -> Any:
 
 def test_all_captions_are_packed_into_the_page(page: Page, finished: JobConfig) -> None:
     found = packed(page.source.split('id="packed">')[1].split("</script>")[0])
-    rows = manifest.read(finished.at("captions")).sort_by("image_id").to_pylist()
-    scored = {row["image_id"]: row for row in manifest.read(finished.at("scores")).to_pylist()}
+    rows = parquet_dir.read(finished.at("captions")).sort_by("image_id").to_pylist()
+    scored = {row["image_id"]: row for row in parquet_dir.read(finished.at("scores")).to_pylist()}
     assert found["id"] == [row["image_id"] for row in rows]
     assert [found["id"][place] for place in found["gallery"]] == page.ids("gallery")
     for place, row in enumerate(rows):
@@ -137,7 +137,7 @@ def test_failures_and_the_worst_are_in_the_sample(run: JobConfig) -> None:
     ranked = sorted(rows, key=lambda row: (row["bleu_4"], row["image_id"]))
     assert {row["image_id"] for row in ranked[:2]} <= set(found["id"])
     assert "picture-09.png" in found["id"]  # which has failed
-    write_captions(run, by_confidence(manifest.read(run.at("captions"))))
+    write_captions(run, by_confidence(parquet_dir.read(run.at("captions"))))
     unsure = sorted(captioned(run), key=lambda row: row["confidence"])
     found = packed(report_table.table(run, 8, []).packed)
     assert {row["image_id"] for row in unsure[:2]} <= set(found["id"])
@@ -304,7 +304,7 @@ def test_best_and_worst_captions_in_order(page: Page, finished: JobConfig) -> No
 
 
 def test_few_images_are_not_both_best_and_worst(run: JobConfig) -> None:
-    rows = manifest.read(run.at("captions")).sort_by([("bleu_4", "descending")])
+    rows = parquet_dir.read(run.at("captions")).sort_by([("bleu_4", "descending")])
     write_captions(run, rows.slice(0, 5))
     page = written(run)
     ids = rows["image_id"].to_pylist()
@@ -314,7 +314,7 @@ def test_few_images_are_not_both_best_and_worst(run: JobConfig) -> None:
 
 
 def test_images_without_references_are_in_the_gallery_and_not_ranked(run: JobConfig) -> None:
-    rows = manifest.read(run.at("captions"))
+    rows = parquet_dir.read(run.at("captions"))
     column = rows.column_names.index("bleu_4")
     scores = pa.array([None] * (len(rows) - 1) + [0.5], pa.float32())
     rows = rows.set_column(column, "bleu_4", scores)
@@ -341,7 +341,7 @@ def test_markup_in_captions_and_ids_shows_as_text(run: JobConfig) -> None:
 
 
 def test_markup_in_references_and_reasons_shows_as_text(run: JobConfig) -> None:
-    rows = manifest.read(run.at("captions"))
+    rows = parquet_dir.read(run.at("captions"))
     column = rows.column_names.index("references")
     references = pa.array([["<img src=x onerror=alert(1)>"]] * len(rows), pa.list_(pa.string()))
     write_captions(run, rows.set_column(column, "references", references))
@@ -388,8 +388,8 @@ def test_images_that_cannot_be_read_have_a_placeholder(run: JobConfig) -> None:
 def test_images_inside_shards_are_read_from_where_the_manifest_says(
     run: JobConfig, tmp_path: Path, kind: str
 ) -> None:
-    (file,) = manifest.files(run.at("manifest"))
-    rows = manifest.read(run.at("manifest")).to_pylist()
+    (file,) = parquet_dir.files(run.at("manifest"))
+    rows = parquet_dir.read(run.at("manifest")).to_pylist()
     contents = [Path(row["uri"]).read_bytes() for row in rows]
     shard = tmp_path / f"shard.{kind}"
     if kind == "tar":
@@ -404,7 +404,7 @@ def test_images_inside_shards_are_read_from_where_the_manifest_says(
             row |= {"uri": str(shard), "row": number}
     expected = written(run).pictures
     pq.write_table(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), file)
-    captions = manifest.read(run.at("captions"))
+    captions = parquet_dir.read(run.at("captions"))
     place = captions.column_names.index("uri")
     same = pa.array([str(shard)] * len(captions))
     write_captions(run, captions.set_column(place, captions.schema.field(place), same))
@@ -412,8 +412,8 @@ def test_images_inside_shards_are_read_from_where_the_manifest_says(
 
 
 def test_a_uri_of_an_unknown_kind_has_a_placeholder(run: JobConfig) -> None:
-    (file,) = manifest.files(run.at("manifest"))
-    rows = manifest.read(run.at("manifest"))
+    (file,) = parquet_dir.files(run.at("manifest"))
+    rows = parquet_dir.read(run.at("manifest"))
     place = rows.column_names.index("uri")
     uris = pa.array([f"no-such-protocol://{number}" for number in range(len(rows))])
     pq.write_table(rows.set_column(place, rows.schema.field(place), uris), file)
@@ -454,7 +454,7 @@ def test_attention_maps_are_of_their_own_image(
     report.write(run.model_copy(update={"report": Report(gallery=1, attention=12)}))
     (embedding, tokens, captions), *_ = asked
     assert tokens.shape == (12, PATCHES, 32)
-    rows = manifest.read(run.at("features"))
+    rows = parquet_dir.read(run.at("features"))
     known = rows.filter(rows["error"].is_null())
     every = features.to_numpy(known["embedding"])
     text = {row["image_id"]: row["caption"] for row in captioned(run)}
@@ -464,7 +464,7 @@ def test_attention_maps_are_of_their_own_image(
 
 
 def test_attention_without_a_picture_still_shows_its_maps(run: JobConfig) -> None:
-    rows = manifest.read(run.at("features"))
+    rows = parquet_dir.read(run.at("features"))
     column = rows.column_names.index("uri")
     gone = rows.set_column(column, "uri", pa.array(["/no/such/picture.png"] * len(rows)))
     shutil.rmtree(run.at("features"))
@@ -504,7 +504,7 @@ def test_attention_can_be_left_out(run: JobConfig) -> None:
 
 def test_the_same_rows_give_the_same_page_in_any_order(run: JobConfig) -> None:
     before = storage.read_text(report.write(run))
-    rows = manifest.read(run.at("captions"))
+    rows = parquet_dir.read(run.at("captions"))
     write_captions(run, rows.take(list(range(len(rows)))[::-1]))
     assert storage.read_text(report.write(run)) == before
 
@@ -544,7 +544,7 @@ def test_maps_that_cannot_be_drawn_leave_a_page_with_the_reason(
     elsewhere = tmp_path / "elsewhere"
     shutil.move(run.at("model"), elsewhere)
     storage.remove(run.at("features"))
-    rows = manifest.read(run.at("captions"))
+    rows = parquet_dir.read(run.at("captions"))
     known = {**rows.schema.metadata, model.METADATA_KEY: model.digest(str(elsewhere))}
     write_captions(run, rows.replace_schema_metadata(known))
     assert list(maps_of(Page(report.write(run, str(elsewhere)))))
@@ -575,7 +575,7 @@ def test_captions_of_a_model_that_is_gone_have_a_page_all_the_same(run: JobConfi
 
 def test_a_run_without_failures_says_so(run: JobConfig) -> None:
     storage.remove(run.at("features"))
-    rows = manifest.read(run.at("captions"))
+    rows = parquet_dir.read(run.at("captions"))
     write_captions(run, rows.filter(rows["error"].is_null()))
     assert "None: every image could be read" in written(run).sections["errors"]
 
@@ -600,7 +600,7 @@ def test_captions_without_references_have_a_page_too(run: JobConfig) -> None:
     storage.remove(run.at("metrics.json"))
     with pytest.raises(InputError, match="run `captioner score` first"):
         report.write(run)
-    rows = manifest.read(run.at("captions"))
+    rows = parquet_dir.read(run.at("captions"))
     nothing = pa.array([[]] * len(rows), rows.schema.field("references").type)
     place = rows.schema.get_field_index("references")
     rows = rows.set_column(place, "references", nothing)

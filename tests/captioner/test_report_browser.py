@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from captioner import features, manifest, report, storage
+from captioner import features, parquet_dir, report, storage
 from captioner.config import JobConfig, Report
 from tests.runs import NASTY_ID, SCRIPT, build_run
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PAT
 def run(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
     """A hundred thousand captions, one in a thousand of them an error, one with a script."""
     config = build_run(tmp_path_factory.mktemp("large"))
-    rows = manifest.read(config.at("captions"))
+    rows = parquet_dir.read(config.at("captions"))
     template = rows.filter(pa.array([i == NASTY_ID for i in rows["image_id"].to_pylist()]))
     things = [f"a {size} {thing}" for size in range(500) for thing in ("dog", "cat", "house")]
     many = pa.Table.from_pylist(
@@ -241,7 +241,7 @@ def test_captions_are_filtered_by_score_length_and_error(page: Any) -> None:
 def test_captions_that_were_not_scored_are_sorted_and_filtered_by_confidence(
     browser: Any, run: JobConfig, tmp_path: Path
 ) -> None:
-    rows = manifest.read(run.at("captions")).slice(0, 1500)
+    rows = parquet_dir.read(run.at("captions")).slice(0, 1500)
     for name in ("references", "bleu_4", "bleu_statistics"):
         place = rows.schema.get_field_index(name)
         rows = rows.set_column(place, name, pa.nulls(len(rows), rows.schema.field(name).type))

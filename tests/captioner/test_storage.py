@@ -12,7 +12,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from captioner import manifest, storage
+from captioner import parquet_dir, storage
 from captioner.errors import InputError
 
 
@@ -139,7 +139,7 @@ def test_a_killed_write_leaves_the_old_table_and_nothing_that_parquet_readers_se
     )
     assert subprocess.run([sys.executable, "-c", killed, url]).returncode == -9
     assert len(os.listdir(tmp_path)) == 2
-    assert manifest.read(str(tmp_path))["x"].to_pylist() == [1]
+    assert parquet_dir.read(str(tmp_path))["x"].to_pylist() == [1]
 
 
 def test_a_directory_is_removed_with_all_that_is_in_it(root: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from captioner import manifest
+from captioner import parquet_dir
 from tests.foreign import save
 
 Cli = Callable[..., Result]
@@ -49,7 +49,7 @@ def test_a_directory_is_captioned_and_scored(
     options += (f"--set=cluster.address={cluster}", "--set=search.beam_size=2")
     out = tmp_path / "out"
     output = captioner("caption", photos, "--model", model, "--out", out, *options).output
-    rows = {row["image_id"]: row for row in manifest.read(str(out / "captions")).to_pylist()}
+    rows = {row["image_id"]: row for row in parquet_dir.read(str(out / "captions")).to_pylist()}
     assert set(rows) == {*(f"{colour}.png" for colour in COLOURS), "cut.jpg"}
     assert rows["cut.jpg"]["caption"] is None
     assert "OSError" in rows["cut.jpg"]["error"]

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from captioner import manifest, scenes
+from captioner import parquet_dir, scenes
 
 Cli = Callable[..., Result]
 
@@ -41,7 +41,7 @@ def test_every_image_is_in_the_output_once_with_features_or_a_reason(
     assert "7 images" in indexed
     assert "1 skipped: in source.exclude" in indexed
     extracted = captioner("extract", small_config, *changes).output
-    rows = manifest.read(str(tmp_path / "run" / "features")).to_pylist()
+    rows = parquet_dir.read(str(tmp_path / "run" / "features")).to_pylist()
     assert len(rows) == 7
     errors = {row["image_id"]: row["error"] for row in rows}
     assert errors["good.jpg"] is None
@@ -62,7 +62,7 @@ def test_bad_images_get_caption_rows_with_reasons(
 ) -> None:
     out = tmp_path / "out"
     captioner("caption", bad_directory, "--model", finished_run / "model", "--out", out)
-    rows = manifest.read(str(tmp_path / "out" / "captions")).to_pylist()
+    rows = parquet_dir.read(str(tmp_path / "out" / "captions")).to_pylist()
     assert len(rows) == len({row["image_id"] for row in rows}) == 7
     assert sum(row["caption"] is not None for row in rows) == 3
     assert all((row["caption"] is None) == (row["error"] is not None) for row in rows)

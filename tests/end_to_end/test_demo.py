@@ -11,7 +11,7 @@ import yaml
 from click.testing import Result
 
 from captioner import config as configuration
-from captioner import features, manifest
+from captioner import features, parquet_dir
 from captioner.encoder import Encoder
 from captioner.images import decode
 from tests.conftest import SCENES
@@ -23,7 +23,7 @@ def test_it_runs_and_says_that_it_is_synthetic(finished_run: Path, finished_outp
     assert finished_output.count("This demonstration is synthetic") == 2
     assert "always the most frequent caption" in finished_output
     assert (finished_run / "report.html").exists()
-    said = manifest.read(str(finished_run / "captions")).sort_by("image_id").to_pylist()[0]
+    said = parquet_dir.read(str(finished_run / "captions")).sort_by("image_id").to_pylist()[0]
     assert (
         f"\n{said['image_id']}: {said['caption']}\n    {said['references'][0]}" in finished_output
     )
@@ -36,7 +36,7 @@ def test_training_images_are_encoded_mirrored_and_in_part_too(
     several = ("--set=features.mirrored=true", "--set=features.parts=2")
     captioner("index", small_config, *several)
     captioner("extract", small_config, *several)
-    rows = manifest.read(str(out / "features"))
+    rows = parquet_dir.read(str(out / "features"))
     training = rows["split"].to_pylist()
     for name in ("embedding_mirrored", "tokens_mirrored", "embedding_part_2", "tokens_part_1"):
         assert rows[name].is_valid().to_pylist() == [split == "train" for split in training]

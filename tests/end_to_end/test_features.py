@@ -15,7 +15,7 @@ import pytest
 import webdataset
 from click.testing import Result
 
-from captioner import features, manifest, storage
+from captioner import features, parquet_dir, storage
 from captioner.export import LAYOUTS
 from captioner.identity import RANDOM_WEIGHTS
 from tests import snippets
@@ -46,7 +46,7 @@ def run(finished_run: Path) -> Path:
 
 def stored(run: Path) -> dict[str, dict[str, np.ndarray]]:
     """Embeddings and tokens of the images that have them, by id."""
-    rows = manifest.read(str(run / "features"))
+    rows = parquet_dir.read(str(run / "features"))
     rows = rows.filter(rows["error"].is_null())
     columns = {name: features.to_numpy(rows[name]) for name in ("embedding", "tokens")}
     return {
@@ -70,7 +70,7 @@ def test_describe_says_what_is_there(captioner: Cli, run: Path) -> None:
         RANDOM_WEIGHTS,
     ):
         assert line in said.splitlines()
-    splits = manifest.read(str(run / "manifest"))["split"].to_pylist()
+    splits = parquet_dir.read(str(run / "manifest"))["split"].to_pylist()
     for split in ("train", "val", "test"):
         assert f"{splits.count(split)} {split}" in said
     assert captioner("features", "describe", run / "features").output == said

@@ -15,7 +15,7 @@ from click.testing import Result
 from PIL import Image
 
 from captioner import config as configuration
-from captioner import manifest
+from captioner import parquet_dir
 from captioner.encoder import Encoder
 from captioner.errors import InputError
 from jobs import extract
@@ -24,7 +24,7 @@ Cli = Callable[..., Result]
 
 
 def rows_of(url: Path) -> dict[str, dict[str, Any]]:
-    rows = manifest.read(str(url)).to_pylist()
+    rows = parquet_dir.read(str(url)).to_pylist()
     found = {row["image_id"]: row for row in rows}
     assert len(found) == len(rows), "an image is there twice"
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from click.testing import Result
 
-from captioner import manifest
+from captioner import parquet_dir
 from jobs.stream import rows_written
 from tests.conftest import MANY
 from tests.processes import Command, wait_until, workers
@@ -51,7 +51,7 @@ def test_extraction_goes_on_after_sigkill_of_all_or_its_actor_and_sigterm_and_wr
     # The command of a nightly job: what a broken off write has left is no obstacle to it.
     output = captioner("extract", *slow_config, "--retry-errors").output
     assert "0 failed rows are tried again" in output
-    ids = manifest.read(str(features), ["image_id"])["image_id"].to_pylist()
+    ids = parquet_dir.read(str(features), ["image_id"])["image_id"].to_pylist()
     assert len(ids) == MANY
     assert len(set(ids)) == MANY
     assert f"{written} kept" in output  # what was written before was not encoded again
@@ -75,7 +75,7 @@ def test_captioning_a_directory_goes_on_after_sigkill(
     kept = re.search(r"(\d+) kept", captioner(*call).output)
     assert kept
     assert int(kept[1]) >= killed  # a task may have ended its file after the driver was gone
-    ids = manifest.read(f"{out}/captions", ["image_id"])["image_id"].to_pylist()
+    ids = parquet_dir.read(f"{out}/captions", ["image_id"])["image_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 120
 
 
@@ -106,7 +106,7 @@ def test_training_goes_on_in_the_middle_of_an_epoch_when_its_worker_or_all_of_it
     output = captioner("train", *config).output
     went_on = re.search(r"goes on in epoch (\d), after (\d+) images", output)
     assert went_on
-    images = manifest.count(str(extracted_run / "manifest"), ["train"])
+    images = parquet_dir.count(str(extracted_run / "manifest"), ["train"])
     epoch, seen = map(int, went_on.groups())
     assert seen >= max(1, (epoch - 1) * images)
     after = [json.loads(line) for line in history.read_text().splitlines()]

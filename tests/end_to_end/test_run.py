@@ -15,7 +15,7 @@ from nltk.translate.bleu_score import corpus_bleu
 from PIL import Image
 from webdataset import WebDataset
 
-from captioner import manifest, storage
+from captioner import parquet_dir, storage
 from captioner.vocabulary import tokenize
 from jobs import mixture
 from tests.conftest import TINY_VIT
@@ -28,12 +28,12 @@ def test_run_takes_a_configuration_through_all_stages(
     finished_run: Path, finished_output: str
 ) -> None:
     run = finished_run
-    ids = manifest.read(str(run / "manifest"))["image_id"].to_pylist()
+    ids = parquet_dir.read(str(run / "manifest"))["image_id"].to_pylist()
     assert len(ids) == 120
-    encoded = manifest.read(str(run / "features"), ["image_id", "error"])
+    encoded = parquet_dir.read(str(run / "features"), ["image_id", "error"])
     assert sorted(encoded["image_id"].to_pylist()) == ids
     assert encoded["error"].null_count == 120
-    captions = manifest.read(str(run / "captions"))
+    captions = parquet_dir.read(str(run / "captions"))
     assert sorted(captions["image_id"].to_pylist()) == ids
     assert captions["caption"].null_count == 0
     assert len((run / "model" / "history.jsonl").read_text().splitlines()) == 2
@@ -47,7 +47,7 @@ def test_run_takes_a_configuration_through_all_stages(
     page = (run / "report.html").read_text()
     assert "random" in page.lower()  # the encoder's weights: every output says so
     assert finished_output.count("RANDOM WEIGHTS") == 8  # of every stage, and the demonstration
-    metadata = manifest.dataset(str(run / "captions")).schema.metadata
+    metadata = parquet_dir.dataset(str(run / "captions")).schema.metadata
     assert json.loads(metadata[b"captioner.encoder"])["pretrained"] == "none"
     assert "BLEU-4" in finished_output
 
@@ -62,7 +62,7 @@ def test_finished_stages_are_skipped_and_may_be_done_again(
 
 
 def test_scores_equal_those_of_nltk_on_the_collected_captions(finished_run: Path) -> None:
-    rows = manifest.read(str(finished_run / "captions")).to_pylist()
+    rows = parquet_dir.read(str(finished_run / "captions")).to_pylist()
     said = [tokenize(row["caption"]) for row in rows]
     references = [[tokenize(text) for text in row["references"]] for row in rows]
     scores = json.loads((finished_run / "metrics.json").read_text())
@@ -103,7 +103,7 @@ def test_features_come_in_the_order_of_the_images_whichever_is_done_first(
     captioner("extract", small_config, *settings)
     serials = [
         serial
-        for file in mixture.by_serial(manifest.files(str(tmp_path / "run" / "features")))
+        for file in mixture.by_serial(parquet_dir.files(str(tmp_path / "run" / "features")))
         for serial in pq.read_table(file, columns=["serial"])["serial"].to_pylist()
     ]
     assert serials == list(range(120))
@@ -140,7 +140,7 @@ def test_a_pretrained_language_model_is_trained_on_two_runs_and_captions(
     captioner: Cli, extracted_run: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(extracted_run, tmp_path / "other")
-    texts = manifest.read(str(extracted_run / "manifest"))["captions"].to_pylist()
+    texts = parquet_dir.read(str(extracted_run / "manifest"))["captions"].to_pylist()
     there = save_gpt2(tmp_path / "gpt2", [text for captions in texts for text in captions])
     options = {"type": "gpt2", "attention": "none", "gate": "false", "tie_weights": "false"}
     settings = [f"--set=decoder.{key}={value}" for key, value in options.items()]
@@ -152,14 +152,14 @@ def test_a_pretrained_language_model_is_trained_on_two_runs_and_captions(
     history = [json.loads(line) for line in (model / "history.jsonl").open()]
     losses = [entry["val_loss"] for entry in history]
     assert losses[-1] < losses[0] < 5.0  # from log(300)
-    images = manifest.count(str(extracted_run / "manifest"), ["train"])
+    images = parquet_dir.count(str(extracted_run / "manifest"), ["train"])
     seen = [entry["images"] for entry in history]
     assert all(1.3 * images < count < 1.7 * images for count in seen)
     assert seen[0] != seen[1]  # each epoch draws others
     assert any((extracted_run / "tensorboard").iterdir())
     assert (model / "language_model.json").exists()
     assert "byte_pairs" in (model / "vocabulary.json").read_text()
-    captions = manifest.read(str(extracted_run / "captions"))["caption"]
+    captions = parquet_dir.read(str(extracted_run / "captions"))["caption"]
     assert captions.null_count == 0
     gone = captioner(
         "train", extracted_run, *settings, f"--set=decoder.pretrained={tmp_path}/x", status=2
@@ -202,7 +202,7 @@ def test_a_model_that_is_none_stops_a_command_before_it_lists_images(
 
 def test_redo_replaces_a_stage_and_what_comes_after(short_run: Path, short_output: str) -> None:
     assert short_output.count("done before, skipped") == 2
-    captions = manifest.read(str(short_run / "captions"), ["caption"])["caption"]
+    captions = parquet_dir.read(str(short_run / "captions"), ["caption"])["caption"]
     assert len(captions) == 120
     assert max(len(caption.split()) for caption in captions.to_pylist()) <= 3
 
@@ -243,7 +243,7 @@ def test_directory_is_captioned_with_a_model_and_no_configuration(
     assert "BLEU-4" in captioner(*arguments).output
     rows = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
     fused = {row["image_id"]: row["caption"] for row in rows}
-    from_features = manifest.read(str(finished_run / "captions"), ["image_id", "caption"])
+    from_features = parquet_dir.read(str(finished_run / "captions"), ["image_id", "caption"])
     assert fused == {row["image_id"]: row["caption"] for row in from_features.to_pylist()}
     assert all(row["log_probability"] < 0 for row in rows)
     assert all(row["n_best"][0]["caption"] == row["caption"] for row in rows)

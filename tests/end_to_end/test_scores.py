@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from captioner import manifest
+from captioner import parquet_dir
 from captioner.metrics import BleuStatistics
 
 Cli = Callable[..., Result]
@@ -49,7 +49,7 @@ def test_other_scores_of_a_finished_run(captioner: Cli, finished_run: Path) -> N
     assert after["cider"] == before["cider"]
     assert after["intervals"] != before["intervals"]
     assert not (finished_run / "report.html").exists()  # it tells of the scores before
-    rows = manifest.read(str(finished_run / "captions")).to_pylist()
+    rows = parquet_dir.read(str(finished_run / "captions")).to_pylist()
     assert after["groups"]["by"] == "split"
     assert after["groups"]["scores"].keys() == {"train", "val", "test"}
     for split, found in after["groups"]["scores"].items():
@@ -63,7 +63,7 @@ def test_a_file_of_anyones_captions_is_scored_as_a_run_is(
     captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path
 ) -> None:
     theirs, out = tmp_path / "theirs.jsonl", tmp_path / "scores"
-    rows = manifest.read(str(finished_run / "captions")).to_pylist()
+    rows = parquet_dir.read(str(finished_run / "captions")).to_pylist()
     lines = [json.dumps({"image": row["image_id"], "text": row["caption"]}) for row in rows]
     theirs.write_text("\n".join(lines[1:]))
     command = ("score", theirs, "--references", scene_data / "captions.txt", "--out", out)

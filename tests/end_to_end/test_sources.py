@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
-from captioner import manifest
+from captioner import parquet_dir
 from captioner.reading import read_images
 from tests.s3 import BUCKET, Door
 
@@ -86,7 +86,7 @@ def test_all_kinds_of_sources_give_the_same_images_and_features(
         run = tmp_path / f"run of {kind}"
         at = (f"--set=run={run}", f"--set=source.images={url}", "--set=source.captions=null")
         assert f"{PICTURES} images" in captioner("index", small_config, *at).output
-        listed = manifest.read(str(run / "manifest"))
+        listed = parquet_dir.read(str(run / "manifest"))
         read = dict(zip(stems(listed), read_images(listed, 10**6, None)))
         assert read == {stem(name): data for name, data in pictures.items()}
         captions = dict(zip(stems(listed), listed["captions"].to_pylist()))
@@ -98,7 +98,7 @@ def test_all_kinds_of_sources_give_the_same_images_and_features(
         assert "1 shards have not changed" in again
         assert f"against the manifest before: {PICTURES} unchanged" in again
         captioner("extract", small_config, *at)
-        rows = manifest.read(str(run / "features"))
+        rows = parquet_dir.read(str(run / "features"))
         assert rows["error"].null_count == PICTURES
         found[kind] = dict(zip(stems(rows), rows["embedding"].to_pylist()))
         assert found[kind].keys() == read.keys()
@@ -139,19 +139,19 @@ def test_a_column_may_be_kept_later(
     pq.write_table(rows.append_column("camera", cameras), sources["parquet"])
     at = (f"--set=source.images={sources['parquet']}", "--set=source.captions=null")
     captioner("index", small_config, *at)
-    before = manifest.read(str(tmp_path / "run" / "manifest"))
+    before = parquet_dir.read(str(tmp_path / "run" / "manifest"))
     refused = captioner("run", small_config, *at, "--set=score.group_by=camera", status=2).output
     assert "no column `camera`" in refused
     keep = (*at, "--set=source.keep_columns=[camera]")
     output = captioner("index", small_config, *keep).output
     assert f"against the manifest before: {PICTURES} unchanged" in output
     assert "have not changed" not in output  # they had to be read
-    after = manifest.read(str(tmp_path / "run" / "manifest"))
+    after = parquet_dir.read(str(tmp_path / "run" / "manifest"))
     assert after.drop_columns(["camera"]) == before
     assert after["camera"].to_pylist() == cameras.take(after["row"]).to_pylist()
     again = captioner("index", small_config, *keep).output
     assert "1 shards have not changed" in again
-    assert manifest.read(str(tmp_path / "run" / "manifest")) == after
+    assert parquet_dir.read(str(tmp_path / "run" / "manifest")) == after
     output = captioner("index", small_config, *keep, "--set=source.exclude=['*0']").output
     assert "have not changed" not in output  # what is let in, too, is seen by reading them
     assert "deleted" in output

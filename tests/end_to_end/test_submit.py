@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from captioner import manifest
+from captioner import parquet_dir
 from tests.conftest import write_config
 from tests.head import TOKEN, Head, head
 
@@ -211,13 +211,13 @@ def test_no_secret_is_in_what_is_said_logged_or_written(
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {
         row["image_id"].rpartition("/")[2]: row
-        for row in manifest.read(str(out / "captions")).to_pylist()
+        for row in parquet_dir.read(str(out / "captions")).to_pylist()
     }
     assert set(rows) == {"good.png", "forbidden.png", "missing.png"}
     assert rows["good.png"]["caption"] is not None
     assert "403" in rows["forbidden.png"]["error"]
     assert rows["missing.png"]["error"] is not None
-    stored = manifest.read(str(out / "manifest"))
+    stored = parquet_dir.read(str(out / "manifest"))
     assert sorted(stored["uri"].to_pylist()) == sorted(signed_urls)  # what reads them again
     status = cluster.captioner("status", out, "--json")
     assert json.loads(status.stdout)["command"].startswith(f"captioner caption {listed} --model")

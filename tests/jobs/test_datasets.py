@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioner import config as configuration
-from captioner import manifest
+from captioner import parquet_dir
 from jobs import index
 from tests.listings import fill, tar
 
@@ -170,5 +170,5 @@ def test_a_data_set_is_read_as_it_comes(
     overrides += [f"run={tmp_path}/run", "source.exclude=[run/*, '*.json', '*.txt']"]
     config = configuration.load(str(CONFIGS / f"{name}.yaml"), overrides)
     index.index(config)
-    rows = manifest.read(config.at("manifest")).to_pylist()
+    rows = parquet_dir.read(config.at("manifest")).to_pylist()
     assert {row["image_id"]: (row["split"], row["captions"]) for row in rows} == expected

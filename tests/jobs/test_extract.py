@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from captioner import features, manifest
+from captioner import features, parquet_dir
 from captioner.encoder import Encoder
 from jobs.extract import EncodeImages
 from tests.runs import build_run
@@ -35,7 +35,7 @@ def test_an_image_whose_features_are_no_numbers_is_a_row_with_that_reason(tmp_pa
     encoder = Encoder(config.encoder)
     target = encoder.identity.preprocessing
     schema = features.schema(encoder.identity)
-    found = manifest.read(config.at("features")).slice(0, 4)  # of which the third has failed
+    found = parquet_dir.read(config.at("features")).slice(0, 4)  # of which the third has failed
     pixels = np.arange(4, dtype=np.uint8).repeat(target.height * target.width * 3).reshape(4, -1)
     column = pa.array(
         [

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from captioner import features, manifest, storage
+from captioner import features, parquet_dir, storage
 from captioner.config import JobConfig, Share
 from captioner.errors import InputError
 from captioner.metrics import CiderD
@@ -125,7 +125,7 @@ def test_the_vocabulary_and_rewards_are_of_all_runs(
     both = train.build_vocabulary(mixed(runs))
     assert sorted(both.words) == sorted(train.build_vocabulary(runs[0]).words)  # alike, but twice
     for config, times in ((runs[0], 1), (mixed(runs), 2)):
-        rows = manifest.read(config.at("manifest"), ["captions"], ["train"]).to_pylist()
+        rows = parquet_dir.read(config.at("manifest"), ["captions"], ["train"]).to_pylist()
         references = [[[*tokenize(text), END] for text in row["captions"]] for row in rows] * times
         expected, found = CiderD.of_references(references), train.cider(config)
         said = references[0][0][:-2]
@@ -165,7 +165,7 @@ def test_images_without_captions_are_none_to_validate_by(
 ) -> None:
     """The loss of no words would be the best there is."""
     config = runs[0].model_copy(update={"run": str(tmp_path)})
-    rows = manifest.read(runs[0].at("features"))
+    rows = parquet_dir.read(runs[0].at("features"))
     captions = zip(rows["split"].to_pylist(), rows["captions"].to_pylist())
     place = rows.schema.get_field_index("captions")
     left = pa.array([[] if split == "val" else texts for split, texts in captions])

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from captioner import features, manifest, storage
+from captioner import features, manifest, parquet_dir, storage
 from captioner.config import JobConfig, parse
 from captioner.encoder import Encoder
 from captioner.errors import InputError
@@ -105,12 +105,14 @@ def scored(config: JobConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     returned = score.score(config)
     written = storage.read_json(config.at("metrics.json"))
     assert written == json.loads(json.dumps(returned))
-    rows: list[dict[str, Any]] = manifest.read(config.at("scores")).sort_by("image_id").to_pylist()
+    rows: list[dict[str, Any]] = (
+        parquet_dir.read(config.at("scores")).sort_by("image_id").to_pylist()
+    )
     return written, rows
 
 
 def captions_of(config: JobConfig) -> list[dict[str, Any]]:
-    rows = manifest.read(config.at("captions")).sort_by("image_id").to_pylist()
+    rows = parquet_dir.read(config.at("captions")).sort_by("image_id").to_pylist()
     return [row for row in rows if row["caption"] is not None and row["references"]]
 
 
@@ -129,7 +131,7 @@ def test_the_same_scores_whatever_the_blocks(
     assert written["cider"] == pytest.approx(np.mean(each))
     assert [row["rouge_l"] for row in rows] == [rouge_l(a, b) for a, b in zip(said, known)]
     assert (written["images"], written["errors"]) == (32, 4)
-    texts = [row["caption"] for row in manifest.read(config.at("captions")).to_pylist()]
+    texts = [row["caption"] for row in parquet_dir.read(config.at("captions")).to_pylist()]
     variety = Variety.of(text for text in texts if text is not None)
     assert written["distinct_captions"] == variety.distinct
     assert written["distinct_share"] == variety.distinct / variety.captions
@@ -137,7 +139,7 @@ def test_the_same_scores_whatever_the_blocks(
     assert written["most_frequent_share"] == variety.most_frequent_share
     said = Counter(
         " ".join(tokenize(text))
-        for row in manifest.read(config.at("manifest"), splits=["train"]).to_pylist()
+        for row in parquet_dir.read(config.at("manifest"), splits=["train"]).to_pylist()
         for text in row["captions"]
     )
     assert written["always_the_most_frequent_caption"]["caption"] == most_frequent(said)
@@ -156,7 +158,7 @@ def test_clip_scores_are_those_of_open_clips_own_embeddings(cluster: str, tmp_pa
     torch.manual_seed(0)
     own = open_clip.create_model(config.encoder.model, load_weights=False).eval()
     tokenizer = open_clip.get_tokenizer(config.encoder.model)
-    table = manifest.read(config.at("features"), ["image_id", "embedding"])
+    table = parquet_dir.read(config.at("features"), ["image_id", "embedding"])
     images = dict(zip(table["image_id"].to_pylist(), table["embedding"].to_pylist()))
 
     def near(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -210,7 +212,7 @@ def test_clip_score_of_another_towers_features_is_refused(tmp_path: Path) -> Non
 def test_captions_without_references_are_refused(cluster: str, tmp_path: Path) -> None:
     config = build(tmp_path)
     for file in Path(config.at("captions")).glob("*.parquet"):
-        rows = manifest.dataset(str(file)).to_table()
+        rows = parquet_dir.dataset(str(file)).to_table()
         nothing = pa.array([[]] * len(rows), rows.schema.field("references").type)
         place = rows.schema.get_field_index("references")
         storage.write_table(str(file), rows.set_column(place, "references", nothing))
@@ -223,7 +225,7 @@ def test_groups_are_looked_up_in_the_manifest(
 ) -> None:
     config = build(tmp_path, group_by="camera")
     cameras = {f"{number:02}.jpg": ("front", "rear", None)[number % 3] for number in range(IMAGES)}
-    listed = manifest.read(config.at("manifest")).to_pylist()
+    listed = parquet_dir.read(config.at("manifest")).to_pylist()
     rows = [{**row, "camera": cameras[row["image_id"]]} for row in listed]
     for part in range(2):
         some = pa.Table.from_pylist(rows[part::2], manifest.schema(["camera"]))

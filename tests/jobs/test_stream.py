@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioner import config as configuration
-from captioner import manifest
+from captioner import parquet_dir
 from jobs import session, stream, table_rows
 from jobs.session import Workers
 
@@ -100,7 +100,7 @@ def test_rows_that_are_out_of_date_are_gone_from_their_files(cluster: str, tmp_p
     session.start(session.Cluster())
     current = [*range(1, 10), 15, *range(30, 40)]
     stream._drop_outdated(str(tmp_path), current)
-    assert manifest.serials(str(tmp_path)).tolist() == current
+    assert parquet_dir.serials(str(tmp_path)).tolist() == current
     assert not (tmp_path / "part-2.parquet").exists()
     assert (tmp_path / "part-3.parquet").stat().st_mtime_ns == untouched
 
