@@ -63,37 +63,45 @@ def _fitting(name: str, more: int = 0) -> str:
 @dataclass(frozen=True)
 class SidecarNames:
     """Which text file is whose: ``2024/cat.jpg`` -> ``2024/cat.txt``; or ``2024/cat.jpg.txt`` where
-    another image would have the same."""
+    another image would have the same; with a digest of the id where that is another's too, as of
+    ``http://a/cat.jpg`` and ``http/a/cat.jpg``. All by hashes, sorted."""
 
-    stems: NDArray[np.uint64]  # hashes, sorted: of the captioned images' names without their end
-    shared: NDArray[np.uint64]  # those of them that are not of one image alone
+    shared: NDArray[np.uint64]  # paths without their end that are not of one captioned image alone
+    alike: NDArray[np.uint64]  # paths of several captioned images
+    taken: NDArray[np.uint64]  # the text files of captioned images
 
     @classmethod
     def of(cls, image_ids: Iterable[Sequence[str]]) -> SidecarNames:
         """``image_ids``: of all captioned images, a batch at a time."""
-        hashes = [
-            (_hashes(map(_stem, some)), _hashes(str(path_of(name)) for name in some))
-            for some in image_ids
-        ]
-        nothing = np.empty(0, np.uint64)
-        stems = np.concatenate([nothing, *(found for found, _ in hashes)])
-        names = np.concatenate([nothing, *(found for _, found in hashes)])
+        ways = (_stem, _path, _plain, _full)
+        hashes = [np.stack([_hashes(map(way, some)) for way in ways]) for some in image_ids]
+        nothing = np.empty((len(ways), 0), np.uint64)
+        stems, paths, plain, full = np.concatenate([nothing, *hashes], axis=1)
         unique, counts = np.unique(stems, return_counts=True)
         # The text file of cat.jpg.png must not be that of a cat.jpg beside a cat.png.
-        return cls(unique, unique[(counts > 1) | np.isin(unique, names)])
+        shared = unique[(counts > 1) | np.isin(unique, paths)]
+        unique, counts = np.unique(paths, return_counts=True)
+        taken = np.unique(np.where(np.isin(stems, shared), full, plain))
+        return cls(shared, unique[counts > 1], taken)
 
     @property
     def version(self) -> int:
         """Another where an image that has not changed may have another text file now."""
-        return zlib.crc32(self.shared.tobytes())
+        return zlib.crc32(self.alike.tobytes(), zlib.crc32(self.shared.tobytes()))
 
     def name(self, image_id: str) -> str:
+        if _is_in(self.alike, _path(image_id)):
+            return _full(image_id, f"-{sha256(image_id.encode()).hexdigest()[:16]}")
         return _full(image_id) if _is_in(self.shared, _stem(image_id)) else _plain(image_id)
 
     def left_by(self, image_id: str) -> list[str]:
         """What an image that has no caption any more may have left, and is no other's."""
-        free = not _is_in(self.stems, _stem(image_id))
-        return [_full(image_id), _plain(image_id)] if free else [_full(image_id)]
+        names = (_full(image_id), _plain(image_id))
+        return [name for name in names if not _is_in(self.taken, name)]
+
+
+def _path(image_id: str) -> str:
+    return str(path_of(image_id))
 
 
 def _stem(image_id: str) -> str:
@@ -101,12 +109,13 @@ def _stem(image_id: str) -> str:
 
 
 def _plain(image_id: str) -> str:
-    return str(path_of(image_id).with_suffix(".txt"))
-
-
-def _full(image_id: str) -> str:
     path = path_of(image_id)
-    return str(path.with_name(f"{_fitting(path.name, len('.txt'))}.txt"))
+    return str(path.with_name(f"{_fitting(path.stem, len('.txt'))}.txt"))
+
+
+def _full(image_id: str, mark: str = "") -> str:
+    path, end = path_of(image_id), f"{mark}.txt"
+    return str(path.with_name(f"{_fitting(path.name, len(end))}{end}"))
 
 
 def _hashes(names: Iterable[str]) -> NDArray[np.uint64]:

@@ -7,8 +7,9 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from glob import has_magic
 from typing import Any, Literal
 
 from captioner import chance, storage
@@ -52,11 +53,17 @@ def read(url: str, format: Format = "auto") -> CaptionFile:
     return first
 
 
+def with_words(captions: Iterable[str]) -> list[str]:
+    """Those that have any: nothing is learned from others, and as references they would spoil the
+    scores of what is right."""
+    return [text.strip() for text in captions if any(map(str.isalnum, text))]
+
+
 def _glob(url: str) -> list[str]:
     if storage.exists(url):
         return [url]
     fs, path = storage.filesystem(url)
-    return [storage.uri(fs, found) for found in sorted(fs.glob(path))] if "*" in path else []
+    return [storage.uri(fs, found) for found in sorted(fs.glob(path))] if has_magic(path) else []
 
 
 def _read(url: str, format: Format) -> CaptionFile:
@@ -97,7 +104,7 @@ def _read_csv(url: str, text: str) -> CaptionFile:
                     f"{url}, line {rows.line_num}: expected 2 cells, found {len(row)}; "
                     'a caption with a comma needs quotes: name.jpg,"A dog, running."'
                 )
-            captions[row[0].strip()].append(row[1].strip())
+            captions[row[0].strip()].extend(with_words([row[1]]))
     except csv.Error as error:
         raise InputError(f"{url}, line {rows.line_num}: {error}") from None
     return CaptionFile(dict(captions))
@@ -109,7 +116,7 @@ def _read_karpathy(document: Any) -> CaptionFile:
     for image in document["images"]:
         folder = image.get("filepath")
         name = f"{folder}/{image['filename']}" if folder else image["filename"]
-        file.captions[name] = [sentence["raw"].strip() for sentence in image["sentences"]]
+        file.captions[name] = with_words(sentence["raw"] for sentence in image["sentences"])
         if "cocoid" in image:
             file.numbers[str(image["cocoid"])] = name
         if image.get("split") in _KARPATHY_SPLITS:
@@ -124,7 +131,7 @@ def _read_coco(document: Any) -> CaptionFile:
     numbers = {str(number): name for number, name in names.items()}
     file = CaptionFile({name: [] for name in names.values()}, numbers=numbers)
     for annotation in document["annotations"]:
-        file.captions[names[annotation["image_id"]]].append(annotation["caption"].strip())
+        file.captions[names[annotation["image_id"]]] += with_words([annotation["caption"]])
     for image in document["images"]:
         if half := _HALF.search(f"{image.get('coco_url', '')} {image['file_name']}"):
             file.splits[image["file_name"]] = half[1]

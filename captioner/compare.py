@@ -178,7 +178,7 @@ def describe(comparison: Comparison) -> str:
 def _towers(comparison: Comparison) -> list[tuple[str, str]]:
     first, second = comparison.first.encoder, comparison.second.encoder
     difference = first.difference(second)
-    theirs = second.describe() if difference else "the same"
+    theirs = second.describe() if difference or not second.is_known else "the same"
     return [("A", first.describe()), ("B", theirs)]
 
 

@@ -27,6 +27,7 @@ from captioner.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -91,7 +92,7 @@ class Split(Section):
     train_list: Url | None = None
     val_list: Url | None = None
     test_list: Url | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fractions_add_up(self) -> Split:
@@ -127,7 +128,7 @@ class Encoder(Section):
     pretrained: str = "openai"
     """A weights tag or file for a built-in name; ``none`` for seeded random weights.
     ``local-dir:`` and ``hf-hub:`` models bring their own weights."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random weights, where ``pretrained`` is ``none``."""
     image_size: Positive | None = None
     """Pixels of each side of what the tower sees; none: what it was trained with. More show more
@@ -304,7 +305,7 @@ class Train(Section):
     self_critical: SelfCritical = SelfCritical()
     tensorboard: bool = False
     """Write the history as TensorBoard reads it too, into ``tensorboard/`` of the run."""
-    seed: int = 0
+    seed: Seed = 0
     """The same one gives the same weights on the same hardware, where nothing has broken off: from
     the same features, and without cluster.address from the images on."""
 
@@ -329,7 +330,7 @@ class Search(Section):
     """Of sample, as are the next three."""
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    seed: int = 0
+    seed: Seed = 0
     consensus: Annotated[float, Field(ge=0.0)] | None = None
     """None: the caption of the highest score. A number: that of the beams which agrees most with
     the others, their probabilities raised to this power (captioner/consensus.py)."""
@@ -371,7 +372,7 @@ class Score(Section):
     CLIPScore a run whose tower is a CLIP model's."""
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Of the images, for confidence intervals."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the resamples."""
     group_by: str | None = None
     """Score each group of images too: those of a ``directory``, of the first level of their ids'
@@ -516,6 +517,16 @@ def parse(values: dict[str, Any], origin: str) -> JobConfig:
         return JobConfig.model_validate(values)
     except ValidationError as error:
         lines = [f"{origin}: {_describe(problem)}" for problem in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def parse_search(values: dict[str, Any], origin: str) -> Search:
+    """Validate the options of a search alone."""
+    try:
+        return Search.model_validate(values)
+    except ValidationError as error:
+        problems = [{**each, "loc": ("search", *each["loc"])} for each in error.errors()]
+        lines = [f"{origin}: {_describe(problem)}" for problem in problems]
         raise InputError("\n".join(lines)) from None
 
 

@@ -96,7 +96,7 @@ class Encoder:
             embedding_size=embedding.shape[1],
             patches=0 if tokens is None else tokens.shape[1],
             channels=0 if tokens is None else tokens.shape[2],
-            open_clip_version=open_clip.__version__,
+            library=f"open_clip {open_clip.__version__}",
         )
 
     @torch.inference_mode()

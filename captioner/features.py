@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 from captioner import parquet_dir, storage
 from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
+from captioner.reading import DELETED
 from captioner.vocabulary import tokenize
 
 # Why an image has none: float16 has overflowed in the tower, or its weights are broken.
 NO_NUMBERS = "the features of this image are not finite numbers"
+# Rows of features or captions; an image that is gone has not failed.
+FAILED = pc.is_valid(pc.field("error")) & (pc.field("error") != DELETED)
 
 
 def schema(identity: EncoderIdentity, views: Sequence[str] = ()) -> pa.Schema:
@@ -156,18 +159,17 @@ def embeddings(
     return to_numpy(found)
 
 
-def failed(url: str, but: str) -> NDArray[np.int64]:
-    """The serials of rows of feature or caption shards with an error other than ``but``.
+def failed(url: str) -> NDArray[np.int64]:
+    """The serials of rows of feature or caption shards that have failed.
 
     A file that is only half there, after a crash, is passed over: its rows are yet to be done.
     """
-    wanted = pc.is_valid(pc.field("error")) & (pc.field("error") != but)
     found = [np.empty(0, np.int64)]
     filesystem, _ = storage.arrow_filesystem(url)
     for path in parquet_dir.paths(url):
         with contextlib.suppress(pa.ArrowInvalid):
             shard = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
-            found.append(shard.to_table(["serial"], filter=wanted)["serial"].to_numpy())
+            found.append(shard.to_table(["serial"], filter=FAILED)["serial"].to_numpy())
     return np.concatenate(found)
 
 

@@ -24,17 +24,22 @@ class EncoderIdentity:
 
     model: str
     pretrained: str  # "none": seeded random weights
-    quick_gelu: bool
-    weights_sha256: str
     preprocessing: Preprocessing
-    embedding_size: int
-    patches: int  # 0: no tokens were asked for
-    channels: int
-    open_clip_version: str
+    weights_sha256: str = ""  # empty: not known
+    quick_gelu: bool = False
+    embedding_size: int = 0
+    patches: int = 0  # no tokens were asked for
+    channels: int = 0
+    library: str = ""  # that ran it, with its version
 
     @property
     def has_real_weights(self) -> bool:
         return self.pretrained != "none"
+
+    @property
+    def is_known(self) -> bool:
+        """Not of captions that somebody else has made, in a file."""
+        return bool(self.weights_sha256)
 
     @property
     def name(self) -> str:
@@ -49,6 +54,8 @@ class EncoderIdentity:
 
     def describe(self) -> str:
         """One line for people, with a warning where the weights are random."""
+        if not self.is_known:
+            return self.model
         weights = (
             f"weights {self.pretrained}" if self.has_real_weights else "RANDOM WEIGHTS (untrained)"
         )

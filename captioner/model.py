@@ -15,11 +15,13 @@ from torch import Tensor
 from captioner import config as configuration
 from captioner import decoders, features, model_files, precision, redaction, storage
 from captioner.config import JobConfig, Search
+from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import AnyVocabulary, BytePairVocabulary, LanguageModel
 from captioner.model_files import ENCODER, LANGUAGE_MODEL, REQUIRED, VOCABULARY, WEIGHTS, NotAModel
 from captioner.search import Words, find
+from captioner.search.rules import check_length
 from captioner.selection import Caption, captions_of
 from captioner.vocabulary import Vocabulary
 
@@ -79,12 +81,14 @@ class CaptionModel:
             )
 
     def check_search(self, search: Search) -> None:
-        """See that the model knows the words that are asked for.
+        """See that the model knows the words that are asked for, and has places for as many.
 
         Raises:
-            InputError: naming the one that it does not know.
+            InputError: naming the one that it does not know, or how many there may be.
         """
         Words.of(search, self.vocabulary)
+        if isinstance(self.decoder, GPT2Decoder):
+            check_length(search.max_words, self.decoder.most_words, "this model's GPT-2")
 
     @torch.inference_mode()
     def caption(

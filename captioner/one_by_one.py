@@ -54,7 +54,7 @@ class Captioner:
             search: options of ``config.Search`` that should differ, such as ``beam_size=1``.
 
         Raises:
-            InputError: the model or its tower cannot be had.
+            InputError: the model or its tower cannot be had, or the search is none.
         """
         name = os.fspath(model)
         tower, options, limits = EncoderOptions(), {"repetition_penalty": 1.0}, Image()
@@ -65,7 +65,7 @@ class Captioner:
         if encoder is not None:
             changed = "pretrained" if os.path.isfile(encoder) else "model"
             tower = EncoderOptions(**{**tower.model_dump(), changed: encoder})
-        wanted = Search(**{**options, **search})
+        wanted = configuration.parse_search({**options, **search}, name)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(backends.load(name, tower, wanted, where), wanted, limits)
 

@@ -37,6 +37,7 @@ _STREAM = {"block_size": 0, "size": 1}
 # Not of one file: too many are open, a network disk or memory fails.
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO, errno.ENOMEM)
 
+DELETED = "deleted from the source"  # the error of a row whose image is no longer there
 # The columns of the rows that ``read_images`` takes.
 PLACE = ("uri", "offset", "row", "size", "deleted")
 
@@ -71,7 +72,7 @@ def read_images(rows: pa.Table, max_bytes: int, image_column: str | None) -> Ite
     deleted = rows["deleted"].is_valid().to_pylist()
     found = _read_all(rows.filter(pc.is_null(rows["deleted"])), max_bytes, image_column)
     for gone in deleted:
-        yield Unreadable("deleted") if gone else next(found)
+        yield Unreadable(DELETED) if gone else next(found)
 
 
 def _read_all(rows: pa.Table, max_bytes: int, image_column: str | None) -> Iterator[Bytes]:

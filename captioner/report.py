@@ -216,11 +216,10 @@ def _splits(config: JobConfig) -> dict[str, int]:
 
 
 def _errors(config: JobConfig) -> list[tuple[str, str]]:
-    """Ids and reasons of all failed images, those of splits that are not captioned too."""
+    """Ids and reasons of all failed images, those of splits that are not captioned too. One that
+    was deleted has not failed."""
     failed: set[tuple[str, str]] = set()
     for url in filter(storage.exists, (config.at("features"), config.at("captions"))):
-        rows = parquet_dir.dataset(url).to_table(
-            ["image_id", "error"], pc.field("error").is_valid()
-        )
+        rows = parquet_dir.dataset(url).to_table(["image_id", "error"], features.FAILED)
         failed |= set(zip(rows["image_id"].to_pylist(), rows["error"].to_pylist()))
     return sorted(failed)

@@ -19,6 +19,7 @@ import pyarrow.dataset
 from captioner import parquet_dir, storage
 from captioner.config import JobConfig
 from captioner.metrics import Variety
+from captioner.reading import DELETED
 from captioner.vocabulary import tokenize
 
 SEED = 0
@@ -81,7 +82,8 @@ def _places(dataset: pyarrow.dataset.Dataset, limit: int, pictured: pa.Array) ->
     known = dataset.to_table(columns=["image_id", "error", *merits])
     shown = pc.indices_nonzero(pc.is_in(known["image_id"], value_set=pictured)).to_pylist()
     quarter = limit // 4
-    failed = pc.indices_nonzero(known["error"].is_valid())[:quarter].to_pylist()
+    has_failed = pc.not_equal(known["error"], DELETED)  # null where nothing went wrong
+    failed = pc.indices_nonzero(pc.fill_null(has_failed, False))[:quarter].to_pylist()
     # What has no references is judged by how sure the model was of it.
     by = next((name for name in merits if known[name].null_count < len(known)), None)
     worst = []

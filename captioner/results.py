@@ -32,7 +32,8 @@ def read(url: str) -> Iterator[Result]:
     if kind not in _READERS:
         known = ", ".join(f".{name}" for name in _READERS)
         raise InputError(f"{url}: captions are read from {known}")
-    if not storage.exists(url):
+    fs, path = storage.filesystem(url)
+    if not fs.isfile(path):
         raise InputError(f"{url}: no such file")
     try:
         for number, row in enumerate(_READERS[kind](url), start=1):
@@ -64,21 +65,23 @@ def _json_lines(url: str) -> Iterator[Any]:
 def _csv(url: str) -> Iterator[Any]:
     fs, path = storage.filesystem(url)
     with fs.open(path, "rb") as file:
-        rows = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+        rows = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
         for row in rows:
             if None in row:
                 raise InputError(
                     f"{url}, line {rows.line_num}: more values than the header has names; a "
                     "caption with a comma in it has to stand in double quotes"
                 )
-            # What failed has no caption: CSV knows no null, and no caption of no words is scored.
-            yield {name: value or None for name, value in row.items()}
+            # CSV knows no null: a caption of no words is one that failed, unless a column says that
+            # nothing did.
+            is_null = row.get("error") != ""
+            yield {name: value or (None if is_null else "") for name, value in row.items()}
 
 
 def _json(url: str) -> Iterator[Any]:
     try:
-        rows = storage.read_json(url)
-    except ValueError as error:
+        rows = json.loads(storage.read_bytes(url).decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
         raise InputError(f"{url}: not JSON: {error}") from None
     if not isinstance(rows, list):
         form = '[{"image_id": 42, "caption": "..."}, ...]'

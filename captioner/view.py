@@ -6,12 +6,11 @@ import io
 from typing import Any
 
 from PIL import Image
-from pydantic import ValidationError
 
+from captioner import config as configuration
 from captioner import looks, storage
 from captioner.backends.trained import TrainedCaptioner
 from captioner.config import Search
-from captioner.errors import InputError
 from captioner.one_by_one import Captioner
 
 _EMPTY = "(no words)"
@@ -26,10 +25,7 @@ def widened(search: Search, best: int) -> Search:
     """
     beams = -(-max(best, search.beam_size) // search.groups) * search.groups
     wanted = {**search.model_dump(), "n_best": best, "beam_size": beams}
-    try:
-        return Search(**wanted)
-    except ValidationError as error:
-        raise InputError(f"--best {best}: {error.errors()[0]['msg']}") from None
+    return configuration.parse_search(wanted, f"--best {best}")
 
 
 def view(image: str, captioner: Captioner, out: str) -> list[str]:

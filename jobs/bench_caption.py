@@ -24,7 +24,6 @@ from jobs.bench import draw, files_of, hardware, on_gpu, pixels_of, row, seconds
 from jobs.directory import job_config
 
 _WORDS = 3000  # of an untrained decoder's vocabulary, about that of Flickr8k
-_BEAM = {"beam_size": 5, "consensus": None, "n_best": 1, "repetition_penalty": 1.0}
 _SIZES = (1, 8, 32, 128)
 _ALONE = 16  # images that are captioned one at a time
 _BLOCK = 32  # rows: a bench is short, and the first block's way is start-up
@@ -101,7 +100,14 @@ def _search(
         return [caption.text for caption in found]
 
     total = len(embedding)
-    beam = options.model_copy(update=_BEAM)
+    # What is searched one at a time below knows of no other option.
+    beam = Search(
+        beam_size=5,
+        length_penalty=options.length_penalty,
+        repetition_penalty=1.0,
+        max_words=options.max_words,
+        precision=options.precision,
+    )
     greedy = beam.model_copy(update={"beam_size": 1})
     exact = beam.model_copy(update={"precision": "float32"})
 

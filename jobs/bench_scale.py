@@ -96,13 +96,8 @@ def extract_nothing(
     identity = EncoderIdentity(
         model="none",
         pretrained="none",
-        quick_gelu=False,
-        weights_sha256="",
         preprocessing=pixels,
         embedding_size=_EMBEDDING,
-        patches=0,
-        channels=0,
-        open_clip_version="",
     )
     schema = features.schema(identity)
     batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file

@@ -75,13 +75,10 @@ def _make(config: JobConfig, images: int, captions: int) -> EncoderIdentity:
     identity = EncoderIdentity(
         model="none",
         pretrained="none",
-        quick_gelu=False,
-        weights_sha256="",
         preprocessing=Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         embedding_size=512,
         patches=49 if attends else 0,
         channels=768 if attends else 0,  # ViT-B/32's
-        open_clip_version="",
     )
     dice, schema = np.random.default_rng(0), features.schema(identity)
     writer = manifest.Writer(config.at("manifest"))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,17 @@ import ray
 
 from captioner import parquet_dir, redaction, storage
 from captioner.config import Image, Source
+from captioner.counting import training_rows
 from captioner.errors import StorageUnavailable
 from captioner.features import finite, to_numpy, with_references
 from captioner.images import Decoded, Pixels, Preprocessing
-from captioner.reading import Bytes, decoded, read_images
+from captioner.reading import DELETED, decoded, read_images
 from captioner.sources import Part
 from captioner.sources import list_part as list_images
 from captioner.sources.known import list_known as list_images_of
 from captioner.views import random_parts
 from captioner.vocabulary import count_words
 from jobs.tally import telling
-
-DELETED = "deleted from the source"  # the error of a row whose image is no longer there
 
 
 def list_part(rows: pa.Table, source: Source, tally: Any) -> Iterator[pa.Table]:
@@ -68,25 +66,14 @@ def decode_block(
         found = read_images(rows, limits.max_bytes, image_column)
         for start in range(0, len(rows), at_once):
             some = rows.slice(start, at_once)
-            keys = (some[name].to_pylist() for name in ("deleted", "split", "serial"))
+            keys = (some[name].to_pylist() for name in ("split", "serial"))
             images = [
-                _decode(deleted, data, target, limits, parts if split == "train" else 0, serial)
-                for deleted, split, serial, data in zip(*keys, found)
+                decoded(
+                    data, target, limits, random_parts(serial, parts if split == "train" else 0)
+                )
+                for split, serial, data in zip(*keys, found)
             ]
             yield with_pixels(without_signatures(some), images, target, parts)
-
-
-def _decode(
-    deleted: datetime | None,
-    data: Bytes,
-    target: Preprocessing,
-    limits: Image,
-    parts: int,
-    serial: int,
-) -> Decoded:
-    if deleted is not None:
-        return Decoded(None, None, None, DELETED)
-    return decoded(data, target, limits, random_parts(serial, parts))
 
 
 def without_signatures(rows: pa.Table) -> pa.Table:
@@ -194,7 +181,7 @@ def trainable(rows: pa.Table, split: str) -> pa.Table:
 
 def count_training_words(rows: pa.Table) -> pa.Table:
     """``word count`` over the captions of the training split."""
-    training = rows.filter(pc.equal(rows["split"], "train"))["captions"].to_pylist()
+    training = training_rows(rows)["captions"].to_pylist()
     counts = count_words(caption for captions in training for caption in captions)
     return pa.table(
         {

@@ -4,6 +4,7 @@ hold: it gets the gist of them."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
@@ -14,10 +15,10 @@ from jobs.tasks import map_batches
 _AT_ONCE = 2_000_000  # of 25 blocks with five references an image; 100 MB
 
 
-def gist(rows: Dataset, count: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """``counting.gist`` of what ``count`` makes of each block. Tasks add up some blocks, and one
-    task adds up those."""
-    counted = map_batches(rows, count, batch_size=None)
+def gist(rows: Dataset, count: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+    """``counting.gist`` of what ``count(block, *arguments)`` makes of each block. Tasks add up some
+    blocks, and one task adds up those."""
+    counted = map_batches(rows, count, fn_args=arguments, batch_size=None)
     # Strict: else Ray would do both in one task, and for so many images at once.
     together = counted.repartition(target_num_rows_per_block=_AT_ONCE, strict=True)
     added = map_batches(together, _add_up, batch_size=None)

@@ -12,7 +12,7 @@ from captioner import features, manifest, storage, tower_copy
 from captioner.config import STAGES, JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
-from jobs import blocks, lock, logs, stopping
+from jobs import lock, logs, stopping
 from jobs.outputs import OUTPUTS, command_of, is_done, model_of
 
 
@@ -110,7 +110,7 @@ def renew_errors(config: JobConfig, stage: str) -> str:
     target = config.at(OUTPUTS[stage][0])
     if not is_done(config, "index") or not storage.exists(target):
         raise InputError(f"{config.at()}: {stage} has not been done here yet: nothing to retry")
-    failed = features.failed(target, but=blocks.DELETED)
+    failed = features.failed(target)
     count = manifest.renew(config.at("manifest"), failed)
     return f"{stage}: {count:,} failed rows are tried again"
 

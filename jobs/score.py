@@ -30,6 +30,7 @@ _ROWS_PER_FILE = 100_000
 _ROWS_PER_SUM = 50_000  # so many images have as many resamples' sums as one
 _PARTS_AT_ONCE = 64
 _GROUPS_SHOWN = 20
+_FOR_TRAINING = (pc.field("split") == "train") & pc.field("deleted").is_null()
 
 
 def require(config: JobConfig) -> None:
@@ -84,7 +85,7 @@ def score(config: JobConfig) -> dict[str, Any]:
     variety = counting.variety_of(found)
     metrics = {
         "images": images,
-        "errors": parquet_dir.dataset(captions).count_rows(filter=pc.field("error").is_valid()),
+        "errors": parquet_dir.dataset(captions).count_rows(filter=features.FAILED),
         **scores.figures(by_group, drawn, baseline, config.score),
         "distinct_captions": variety.distinct,
         "distinct_share": variety.distinct / max(1, variety.captions),
@@ -170,9 +171,9 @@ def _baseline(config: JobConfig) -> str:
     """What a model would say that knows only the training captions and no image. Where nothing
     is for training, the references themselves take their place, to the baseline's advantage."""
     url = config.at("manifest")
-    splits = ["train"] if parquet_dir.count(url, ["train"]) else []
-    rows = table_rows.Input(url, ["split", "captions"], splits).read(-1, _ROWS_PER_BLOCK)
-    found = counts.gist(rows, counting.count_references)
+    training = parquet_dir.dataset(url).count_rows(filter=_FOR_TRAINING) > 0
+    rows = table_rows.read(url, ["split", "captions", "deleted"], _ROWS_PER_BLOCK)
+    found = counts.gist(rows, counting.count_references, training)
     return most_frequent(counting.texts_of(found, "reference"))
 
 

@@ -87,35 +87,39 @@ def _write_captions(config: JobConfig, file: str, known: CaptionFile) -> int:
 
 def _matched(file: str, known: CaptionFile) -> Iterator[Row]:
     """A row for each image of the file, then for those with references that it leaves out."""
-    with_references = {name: texts for name, texts in known.captions.items() if texts}
-    names = Names(list(with_references), file, known.numbers)
-    serial = itertools.count()
+    rows = {row["image_id"]: row for row in _rows(known)}
+    names = Names(list(rows), file, known.numbers)
     seen: set[str] = set()
     for image, text in results.read(file):
         name = known.numbers.get(image) or names.find(image)
-        if name not in with_references:
+        if name not in rows:
             raise InputError(f"{file}: `{image}` has no references")
         if name in seen:
             raise InputError(f"{file}: `{image}` has two captions")
         seen.add(name)
-        yield _row(name, next(serial), with_references, text, _FAILED)
-    for name in with_references.keys() - seen:
-        yield _row(name, next(serial), with_references, None, MISSING)
+        yield {**rows[name], "said": text, "error": _FAILED if text is None else None}
+    for name in sorted(rows.keys() - seen):
+        yield {**rows[name], "said": None, "error": MISSING}
 
 
-def _row(
-    name: str, serial: int, references: dict[str, list[str]], text: str | None, why: str
-) -> Row:
-    row = {"image_id": name, "serial": serial, "uri": name, "captions": references[name]}
-    return {**row, "said": text, "error": why if text is None else None}
+def _rows(known: CaptionFile) -> list[Row]:
+    """The images with references, as a manifest has them."""
+    named = sorted(name for name, texts in known.captions.items() if texts)
+    return [
+        {
+            "image_id": name,
+            "serial": serial,
+            "uri": name,
+            "split": known.splits.get(name),
+            "captions": known.captions[name],
+        }
+        for serial, name in enumerate(named)
+    ]
 
 
 def _write_manifest(config: JobConfig, known: CaptionFile) -> None:
     """The references once more: the caption that looks at no image is made of them."""
-    rows = [
-        {"image_id": name, "serial": serial, "uri": name, "captions": known.captions[name]}
-        for serial, name in enumerate(sorted(known.captions))
-    ]
+    rows = _rows(known)
     writer = manifest.Writer(config.at("manifest"))
     writer.add(pa.Table.from_pylist(rows, schema=manifest.SCHEMA))
     writer.commit({"serial": len(rows) - 1})
@@ -126,11 +130,5 @@ def _nobodys(file: str) -> EncoderIdentity:
     return EncoderIdentity(
         model=f"whatever made {file}",
         pretrained="unknown",
-        quick_gelu=False,
-        weights_sha256="",
         preprocessing=Preprocessing(1, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-        embedding_size=0,
-        patches=0,
-        channels=0,
-        open_clip_version="",
     )

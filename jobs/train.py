@@ -20,6 +20,7 @@ from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import BytePairVocabulary, LanguageModel
 from captioner.metrics import CiderD
+from captioner.search.rules import check_length
 from captioner.training import batches
 from captioner.training.progress import Progress
 from captioner.vocabulary import Vocabulary
@@ -28,6 +29,7 @@ from jobs.tasks import map_batches
 from jobs.train_worker import Task, work
 
 _CAPTION_BYTES = 1024  # of an image's captions, cut into words
+_COUNTED = 200_000  # images: with five captions each some 700 MB in every worker
 _ROWS_TOGETHER = 256  # in memory, in whatever order they are seen; as in a row group of a shard
 
 
@@ -72,7 +74,7 @@ def train(config: JobConfig) -> dict[str, Any]:
             language_model=language_model,
             identity=identity,
             images=images["train"],
-            cider=cider(config) if config.train.self_critical.epochs else None,
+            cider=cider(config, sum(of_runs)) if config.train.self_critical.epochs else None,
             threads=workers.threads,
             tally=tally,
         )
@@ -137,13 +139,20 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
     """The language model that the decoder begins with, if any.
 
     Raises:
-        InputError: it, or its weights, cannot be had.
+        InputError: it, or its weights, cannot be had, or it has no places for such captions.
     """
     name = config.decoder.pretrained
     if name is None:
         return None, None
     language_model, vocabulary = LanguageModel.pretrained(name)
-    GPT2Decoder(language_model=language_model, embedding_size=1).load_pretrained(name)
+    decoder = GPT2Decoder(
+        language_model=language_model,
+        embedding_size=1,
+        prefix_length=config.decoder.prefix_length,
+    )
+    decoder.load_pretrained(name)
+    for key, words in (("train", config.train.max_words), ("search", config.search.max_words)):
+        check_length(words, decoder.most_words, name, f"{key}.max_words")
     return language_model, vocabulary
 
 
@@ -167,15 +176,20 @@ def build_vocabulary(config: JobConfig) -> Vocabulary:
     return Vocabulary.build(words, options.minimum_count, options.remove_stop_words)
 
 
-def cider(config: JobConfig) -> CiderD:
-    """CIDEr-D with the document frequencies of the training captions, counted in Ray tasks."""
-    return counting.cider_of(counts.gist(_captions(config), counting.count_training))
+def cider(config: JobConfig, images: int) -> CiderD:
+    """CIDEr-D with the document frequencies of the training captions, counted in Ray tasks: of all
+    ``images``, or of as many of them as every worker can remember the n-grams of. How rare one is
+    shows in a sample too."""
+    share = min(1.0, _COUNTED / images)
+    found = counts.gist(_captions(config), counting.count_training, share, config.train.seed)
+    return counting.cider_of(found)
 
 
 def _captions(config: JobConfig) -> Dataset:
-    """``split captions`` of every image of the runs that are trained on."""
+    """What the manifests of the runs that are trained on know of every image's captions."""
     urls = [storage.join(run.run, "manifest") for run in mixture.runs(config)]
-    first, *others = [table_rows.read(url, ["split", "captions"], 10_000) for url in urls]
+    columns = ["serial", "split", "captions", "deleted"]
+    first, *others = [table_rows.read(url, columns, 10_000) for url in urls]
     return first.union(*others) if others else first
 
 

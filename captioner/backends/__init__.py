@@ -77,4 +77,6 @@ def load(
             raise InputError(f"search.{option}: {model} searches by itself, and knows no {option}")
     from captioner.backends.transformers import TransformersCaptioner
 
-    return TransformersCaptioner(name, encoder.precision, device)
+    theirs = TransformersCaptioner(name, encoder.precision, device)
+    theirs.check_search(search)
+    return theirs

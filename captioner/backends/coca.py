@@ -25,6 +25,8 @@ from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import FIRST
 from captioner.search import find
+from captioner.search.hypotheses import select
+from captioner.search.rules import check_length
 from captioner.selection import Caption, captions_of
 from captioner.vocabulary import EOS
 
@@ -65,20 +67,18 @@ class CoCaCaptioner:
         self.identity = EncoderIdentity(
             model=f"coca:{model}",
             pretrained=options.pretrained,
-            quick_gelu=False,
             weights_sha256=weights_digest(coca),
             preprocessing=preprocessing_of(coca.visual),
-            embedding_size=0,
-            patches=0,
-            channels=0,
-            open_clip_version=open_clip.__version__,
+            library=f"open_clip {open_clip.__version__}",
         )
 
     def check_search(self, search: Search) -> None:
         """
         Raises:
-            InputError: words are required or banned.
+            InputError: words are required or banned, or longer captions wanted than it has places
+                for.
         """
+        check_length(search.max_words, self._coca.context_length - 1, self.identity.model)
         if search.required_words or search.banned_words:
             raise InputError(
                 f"search: {self.identity.model} writes byte pairs, of which no words can be "
@@ -86,19 +86,23 @@ class CoCaCaptioner:
             )
 
     @torch.inference_mode()
-    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
-        """``search.max_words`` counts its byte pairs.
-
-        Raises:
-            InputError: words are required or banned.
-        """
-        self.check_search(search)
+    def caption(
+        self, pixels: Pixels, search: Search, image_ids: Sequence[str]
+    ) -> list[Caption | None]:
+        """``search.max_words`` counts its byte pairs."""
         if not len(pixels):
             return []
         with precisions.autocast(self._device, self._dtype):
-            images = normalised(pixels, self.identity.preprocessing, self._device)
-            found = find(self, self.memory(images), image_ids, search)
-        return captions_of(found, search, self._text, lambda ids: self._text(ids).split())
+            memory = self.memory(normalised(pixels, self.identity.preprocessing, self._device))
+            parts = [part.flatten(1).isfinite().all(dim=1) for part in memory]
+            good = torch.stack(parts).all(dim=0)
+            ids = [name for name, kept in zip(image_ids, good.tolist()) if kept]
+            if not ids:
+                return [None] * len(pixels)
+            found = find(self, select(memory, good), ids, search)
+        captions = captions_of(found, search, self._text, lambda ids: self._text(ids).split())
+        each = iter(captions)
+        return [next(each) if kept else None for kept in good.tolist()]
 
     def memory(self, images: Tensor) -> Memory:
         """``images: (images, 3, height, width)``, normalised."""

@@ -18,6 +18,7 @@ from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 from captioner.language_model import needs_extra
+from captioner.search.rules import check_length
 from captioner.selection import Caption
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -55,17 +56,25 @@ class TransformersCaptioner:
         self.identity = EncoderIdentity(
             model=f"hf:{name}",
             pretrained="its own",
-            quick_gelu=False,
             weights_sha256=weights_digest(model),
             preprocessing=preprocessing_of(processor, f"hf:{name}"),
-            embedding_size=0,
-            patches=0,
-            channels=0,
-            open_clip_version=f"transformers {transformers.__version__}",
+            library=f"transformers {transformers.__version__}",
         )
 
+    def check_search(self, search: Search) -> None:
+        """
+        Raises:
+            InputError: longer captions are wanted than it has places for.
+        """
+        text = self._model.config.get_text_config(decoder=True)
+        places = getattr(text, "max_position_embeddings", None)  # others' names map to this one
+        most = None if places is None else places - 1
+        check_length(search.max_words, most, self.identity.model)
+
     @torch.inference_mode()
-    def caption(self, pixels: Pixels, search: Search, image_ids: Sequence[str]) -> list[Caption]:
+    def caption(
+        self, pixels: Pixels, search: Search, image_ids: Sequence[str]
+    ) -> list[Caption | None]:
         """By transformers' beam search, ``search.max_words`` counting the model's own tokens. The
         log-probability is after the repetition penalty."""
         if not len(pixels):
@@ -88,12 +97,17 @@ class TransformersCaptioner:
         texts = self._tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
         texts = [" ".join(text.split()) for text in texts]
         totals, tokens = (values.tolist() for values in self._log_probability(found))
-        captions = []
+        captions: list[Caption | None] = []
         for first in range(0, len(texts), search.n_best):
-            best = slice(first, first + search.n_best)
+            if not math.isfinite(totals[first]):  # nor are what the model sees of the image
+                captions.append(None)
+                continue
+            n_best: dict[str, float] = {}
+            for number in range(first, first + search.n_best if search.n_best > 1 else first):
+                n_best.setdefault(texts[number], totals[number])
             confidence = math.exp(totals[first] / max(1, tokens[first]))
-            n_best = tuple(zip(texts[best], totals[best])) if search.n_best > 1 else ()
-            captions.append(Caption(texts[first], totals[first], confidence, n_best))
+            best = tuple(n_best.items())
+            captions.append(Caption(texts[first], totals[first], confidence, best))
         return captions
 
     def _log_probability(self, found: Any) -> tuple[Tensor, Tensor]:

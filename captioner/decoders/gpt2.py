@@ -74,6 +74,11 @@ class GPT2Decoder(nn.Module):
         self.gpt2 = GPT2Model(config)
         self.gpt2.requires_grad_(not freeze)
 
+    @property
+    def most_words(self) -> int:
+        """Tokens of a caption that there are places for, behind the prefix and ``<SOS>``."""
+        return int(self.gpt2.config.n_positions) - self.prefix_length - 1
+
     def load_pretrained(self, name: str) -> None:
         """The language model's weights, as safetensors, from a directory or the hub.
 

@@ -27,11 +27,14 @@ class Words:
     def of(cls, options: Search, vocabulary: AnyVocabulary) -> Words:
         """
         Raises:
-            InputError: a required word is one that the model does not know; or it, or a banned one,
-                is no single token to a language model.
+            InputError: a required word is one that the model does not know, or banned; or one of
+                either is no single token to a language model.
         """
         banned = [_id(word, vocabulary, "banned") for word in options.banned_words]
         required = [_id(word, vocabulary, "required") for word in options.required_words]
+        both = [w for w, n in zip(options.required_words, required) if n in banned]
+        if both:
+            raise InputError(f"search.required_words: {', '.join(both)}: in banned_words too")
         # What the model does not know it never says.
         return cls(
             tuple(number for number in banned if number != UNK), tuple(dict.fromkeys(required))
@@ -39,6 +42,16 @@ class Words:
 
 
 NO_WORDS = Words()
+
+
+def check_length(words: int, most: int | None, model: str, key: str = "search.max_words") -> None:
+    """
+    Raises:
+        InputError: captions may get longer than the model has places for, ``most`` of its own
+            tokens; None: there is no such limit.
+    """
+    if most is not None and words > most:
+        raise InputError(f"{key}: {model} has places for {most} tokens, and not for {words}")
 
 
 def _id(word: str, vocabulary: AnyVocabulary, which: str) -> int:

@@ -4,6 +4,7 @@ stream of Arrow tables; nothing is read of an image but its name, place, size an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from glob import has_magic
 
 import pyarrow as pa
 
@@ -83,7 +84,7 @@ def _files(url: str, suffix: str) -> list[tuple[str, str, Version]]:
         return [(storage.uri(fs, path), path.rpartition("/")[2], Version.of(fs.info(path)))]
     if fs.isdir(path):
         root, found = path.rstrip("/"), fs.find(path, detail=True)
-    elif any(character in path for character in "*?["):
+    elif has_magic(path):
         fixed = path[: min(path.index(c) for c in "*?[" if c in path)]
         root, found = fixed.rpartition("/")[0], fs.glob(path, detail=True)
     else:

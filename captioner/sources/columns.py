@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pyarrow as pa
 
 from captioner import groups, storage
+from captioner.captions import with_words
 from captioner.config import Source
 from captioner.errors import InputError
 
@@ -104,8 +105,7 @@ def _as_label(value: object) -> str | None:
 def as_captions(value: object) -> list[str]:
     """The captions of a row: one text, a list of texts, or nothing."""
     values = value if isinstance(value, list) else [value]
-    texts = [_utf8(text).strip() for text in values if isinstance(text, str)]
-    return [text for text in texts if text]
+    return with_words(_utf8(text) for text in values if isinstance(text, str))
 
 
 def _utf8(text: str) -> str:

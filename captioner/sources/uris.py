@@ -3,6 +3,7 @@ with a column of them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import fsspec
@@ -80,6 +81,7 @@ def checked(uri: str, allow_http: bool, where: str) -> str:
     return uri
 
 
+_ADDRESS = re.compile(r"\w+://\S+$")
 # Where, key, URI, captions, and what else is kept
 Line = tuple[str, str | None, str, list[str], dict[str, str | None]]
 
@@ -92,11 +94,15 @@ def _text(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
 
 
 def _tab_separated(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
-    """Conceptual Captions: a caption, a tab, a URI, without quotes. A header has no URI."""
+    """Conceptual Captions: a caption, a tab, a URI, without quotes; of 12M the URI comes first. A
+    header has none."""
     with fs.open(path, "rt", encoding="utf-8-sig", errors="backslashreplace", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 caption, _, uri = line.rstrip("\r\n").rpartition("\t")
+                first, _, rest = line.strip().partition("\t")
+                if _ADDRESS.match(first) and not _ADDRESS.match(uri):
+                    uri, caption = first, rest
                 uri = uri.strip() if caption and ("/" in uri or "." in uri) else ""
                 yield f"line {number}", None, uri, columns.as_captions(caption), {}
 

@@ -10,8 +10,11 @@
   const textOf = (row) => (data.caption[row] < 0 ? null : data.texts[data.caption[row]]);
   const errorOf = (row) => (data.error[row] < 0 ? null : data.reasons[data.error[row]]);
   const wordsOf = (row) => (data.caption[row] < 0 ? null : data.words[data.caption[row]]);
-  const lower = data.texts.map((text) => text.toLowerCase());
-  const ids = data.id.map((id) => id.toLowerCase());
+  // An accent may be a character of its own, as in file names of macOS.
+  const plain = (text) => text.normalize("NFC").toLowerCase();
+  const lower = data.texts.map(plain);
+  const reasons = data.reasons.map(plain);
+  const ids = data.id.map(plain);
   const all = [...data.id.keys()];
   const cards = new Map(data.gallery.map((row, place) => [row, by("cards").children[place]]));
   const showCards = pager("cards", 12, (row) => cards.get(row));
@@ -21,12 +24,13 @@
     (low === "" || (value !== null && value >= low)) && (high === "" || (value !== null && value <= high));
 
   function find() {
-    const wanted = form.elements.q.value.trim().toLowerCase();
+    const wanted = plain(form.elements.q.value.trim());
     const parts = wanted ? wanted.split(/\s+/) : [];
     // Words are looked for once in each distinct caption, however many images it stands on.
     const hits = parts.map((part) => lower.map((text) => text.includes(part)));
+    const whys = parts.map((part) => reasons.map((text) => text.includes(part)));
     const matches = (row) =>
-      parts.every((part, n) => ids[row].includes(part) || (data.caption[row] >= 0 && hits[n][data.caption[row]]));
+      parts.every((part, n) => ids[row].includes(part) || hits[n][data.caption[row]] || whys[n][data.error[row]]);
     const { state, low, high, shortest, longest, order } = form.elements;
     const score = (value) => (value === "" ? "" : Math.round(100 * Number(value)));
     const lowest = score(low.value), highest = score(high.value);

@@ -89,17 +89,26 @@ def batches(
     done: NDArray[np.int64] | None = None,
     idle: bool = False,
 ) -> Iterator[Batch]:
-    """Tables -> batches, without the images that ``done`` names, of an epoch that was broken off.
+    """Tables -> batches, without the images that ``done`` names, of an epoch that was broken off:
+    what is left of several tables is put together, so that a step learns from as many as ever.
 
-    ``idle``: a table of which nothing is left gives an idle batch, for as many steps as before:
-    workers must step together.
+    ``idle``: a table that fills no batch gives an idle one, and the end a batch of what is left, or
+    an idle one: workers must step together, whatever each of them has left.
     """
-    seen = np.sort(done) if done is not None and len(done) else None
+    if done is None or not len(done):
+        yield from (collate(rows, vocabulary, options, device) for rows in tables)
+        return
+    seen, full, left, any_row = np.sort(done), 0, None, None
     for rows in tables:
-        left = rows
-        if seen is not None:
-            left = rows.filter(pa.array(~parquet_dir.are_in(rows["serial"].to_numpy(), seen)))
-        if len(left):
-            yield collate(left, vocabulary, options, device)
+        full, any_row = max(full, len(rows)), rows[:1]
+        new = rows.filter(pa.array(~parquet_dir.are_in(rows["serial"].to_numpy(), seen)))
+        left = new if left is None else pa.concat_tables([left, new])
+        if len(left) >= full:
+            yield collate(left[:full], vocabulary, options, device)
+            left = left[full:]
         elif idle:
-            yield replace(collate(rows[:1], vocabulary, options, device), idle=True)
+            yield replace(collate(any_row, vocabulary, options, device), idle=True)
+    if left is not None and len(left):
+        yield collate(left, vocabulary, options, device)
+    elif idle and any_row is not None:
+        yield replace(collate(any_row, vocabulary, options, device), idle=True)

@@ -150,7 +150,8 @@ class Learner:
         self.steps = state["steps"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty of a learner whose numbers need none
+            self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self._first = state["first"]

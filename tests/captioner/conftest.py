@@ -37,7 +37,7 @@ def make_identity() -> Callable[..., EncoderIdentity]:
             "embedding_size": 6,
             "patches": 4,
             "channels": 5,
-            "open_clip_version": "3.3.0",
+            "library": "open_clip 3.3.0",
         }
         return EncoderIdentity(**{**values, **changes})
 

@@ -87,13 +87,13 @@ def test_sidecars_stand_as_the_images_do_and_none_takes_anothers_place(tmp_path:
 
 
 def test_names_as_long_as_a_disk_allows_and_longer_ones_have_sidecars(tmp_path: Path) -> None:
-    names = [f"{'猫' * 83}.jpg", f"{'犬' * 83}.jpg", f"{'犬' * 83}.png"]
+    names = ["x" * 253 + ".a", f"{'猫' * 83}.jpg", f"{'犬' * 83}.jpg", f"{'犬' * 83}.png"]
     names.append("https://a.org/" + "x" * 300 + "/1.jpg?" + "y" * 300)
-    rows = pa.table({"image_id": names, "caption": ["a cat", "a dog", "a dog", "a bird"]})
-    assert caption_files.write_sidecars(rows, str(tmp_path), SidecarNames.of([names])) == 4
+    rows = pa.table({"image_id": names, "caption": ["a hen", "a cat", "a dog", "a dog", "a bird"]})
+    assert caption_files.write_sidecars(rows, str(tmp_path), SidecarNames.of([names])) == 5
     assert (tmp_path / f"{'猫' * 83}.txt").read_text() == "a cat\n"
     written = sorted(path.read_text() for path in tmp_path.rglob("*.txt"))
-    assert written == ["a bird\n", "a cat\n", "a dog\n", "a dog\n"]
+    assert written == ["a bird\n", "a cat\n", "a dog\n", "a dog\n", "a hen\n"]
 
 
 def test_an_image_that_has_no_caption_any_more_loses_its_sidecar(tmp_path: Path) -> None:
@@ -121,6 +121,31 @@ def test_no_sidecar_is_of_two_images(tmp_path: Path) -> None:
         "bare.txt": "bare\n",
         "bare.jpg.txt": "bare.jpg\n",
     }
+
+
+@pytest.mark.parametrize(
+    ("captioned", "failed"),
+    [
+        (["notes.jpg"], "notes"),
+        (["photo.jpg", "photo.png"], "photo.jpg.xmp"),
+        (["cat.jpg.png"], "cat.jpg"),
+    ],
+)
+def test_an_image_without_a_caption_takes_nobodys_sidecar(
+    tmp_path: Path, captioned: list[str], failed: str
+) -> None:
+    rows = pa.table({"image_id": [*captioned, failed], "caption": [*captioned, None]})
+    written = caption_files.write_sidecars(rows, str(tmp_path), SidecarNames.of([captioned]))
+    assert written == len(captioned)
+    assert sorted(texts_in(tmp_path).values()) == [f"{name}\n" for name in sorted(captioned)]
+
+
+def test_ids_that_lead_to_one_path_have_a_sidecar_each(tmp_path: Path) -> None:
+    ids = ["http://x/a.jpg", "http/x/a.jpg", "k/a.jpg", "k//a.jpg", "k\\a.jpg", "k/b.jpg"]
+    rows = pa.table({"image_id": ids, "caption": ids})
+    assert caption_files.write_sidecars(rows, str(tmp_path), names_of(rows)) == len(ids)
+    assert sorted(texts_in(tmp_path).values()) == sorted(f"{name}\n" for name in ids)
+    assert (tmp_path / "k" / "b.txt").exists()
 
 
 @pytest.mark.parametrize("place", ["local", "memory"])

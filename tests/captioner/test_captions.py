@@ -66,7 +66,6 @@ def test_all_captions_of_an_image_are_grouped_in_order(tmp_path: Path) -> None:
         ('a.jpg,"A sign says ""stop""."\n', 'A sign says "stop".'),
         ('a.jpg,"A dog\nand a cat."\n', "A dog\nand a cat."),
         ("a.jpg,  spaces around  \n", "spaces around"),
-        ("a.jpg,\n", ""),
         ("a.jpg,Ein Hund läuft über 草地", "Ein Hund läuft über 草地"),
         ("a.jpg,no newline at the end", "no newline at the end"),
         ("a.jpg,carriage returns\r\n\r\n", "carriage returns"),
@@ -74,6 +73,13 @@ def test_all_captions_of_an_image_are_grouped_in_order(tmp_path: Path) -> None:
 )
 def test_csv_quoting(tmp_path: Path, row: str, caption: str) -> None:
     assert csv_rows(tmp_path, row) == {"a.jpg": [caption]}
+
+
+@pytest.mark.parametrize("row", ["a.jpg,\n", "a.jpg, . \n", 'a.jpg,"--"\n'])
+def test_a_caption_without_words_is_none(tmp_path: Path, row: str) -> None:
+    """As a reference it would have no length, and so spoil the scores of what is right."""
+    assert csv_rows(tmp_path, row) == {"a.jpg": []}
+    assert csv_rows(tmp_path, row + "a.jpg,A dog.\n") == {"a.jpg": ["A dog."]}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
@@ -178,6 +184,16 @@ def test_official_coco_is_two_files_each_a_split(tmp_path: Path, year: int, pref
 
 def test_training_images_alone_are_left_to_the_hash(tmp_path: Path) -> None:
     assert captions.read(write(tmp_path, coco("train2017", 1, 2))).splits == {}
+
+
+def test_json_captions_without_words_are_none(tmp_path: Path) -> None:
+    document = coco("train2017", 1, 2)
+    document["annotations"].append({"id": 7, "image_id": 1, "caption": "\n"})
+    found = captions.read(write(tmp_path, document)).captions
+    assert found == {"000000000001.jpg": ["Number 1."], "000000000002.jpg": ["Number 2."]}
+    sentences = [{"raw": text} for text in ("", "A dog.", " .")]
+    karpathy = {"images": [{"filename": "a.jpg", "sentences": sentences}]}
+    assert captions.read(write(tmp_path, karpathy)).captions == {"a.jpg": ["A dog."]}
 
 
 def test_a_glob_without_a_file_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from datetime import UTC, datetime
 
 import pyarrow as pa
+import pytest
 
 from captioner import counting
 from captioner.metrics import Variety
@@ -48,12 +50,43 @@ def test_the_gist_of_counts_is_what_is_asked_of_them() -> None:
     )
     assert counting.variety_of(of_equals) == Variety(2, 2, "a", 0.5)
     manifest_rows = pa.table({"captions": [["a dog", "two cats"], ["Two cats."]]})
-    references = counting.gist(counting.count_references(manifest_rows))
+    references = counting.gist(counting.count_references(manifest_rows, training=False))
     assert counting.texts_of(references, "reference") == {"two cats": 2}
     assert counting.texts_of(counting.gist(counting.add_up([])), "reference") == {}
 
 
 def test_references_are_counted_in_words() -> None:
-    rows = pa.table({"captions": [["A dog .", "a dog"], [], ["A cat!"]]})
-    found = counting.texts_of(counting.count_references(rows), "reference")
-    assert found == {"a dog": 2, "a cat": 1}
+    rows = pa.table(
+        {
+            "captions": [["A dog .", "a dog"], [], ["A cat!"], ["a hen"]],
+            "split": ["train", "train", "val", "train"],
+            "deleted": [None, None, None, datetime.now(UTC)],
+        }
+    )
+    found = counting.texts_of(counting.count_references(rows, training=False), "reference")
+    assert found == {"a dog": 2, "a cat": 1, "a hen": 1}
+    found = counting.texts_of(counting.count_references(rows, training=True), "reference")
+    assert found == {"a dog": 2}
+
+
+def test_rarity_shows_in_a_sample_of_the_training_images() -> None:
+    """One of so many that the sample is large enough; of others nothing is counted."""
+    captions = [["a dog"] if number % 4 else ["a cat"] for number in range(4_000)]
+    rows = pa.table(
+        {
+            "serial": range(4_000),
+            "captions": captions,
+            "split": ["train"] * 4_000,
+            "deleted": [None] * 4_000,
+        }
+    )
+    whole, some = (
+        counting.cider_of(counting.gist(counting.count_training(rows, share, 0)))
+        for share in (1.0, 0.25)
+    )
+    sample = counting.texts_of(counting.count_training(rows, 0.25, 0), "image")[""]
+    assert 850 < sample < 1_150
+    references = [["a", "cat"], ["a", "dog", "runs"]]
+    expected = whole.score(["a", "cat"], whole.references(references))
+    found = some.score(["a", "cat"], some.references(references))
+    assert found == pytest.approx(expected, rel=0.1)

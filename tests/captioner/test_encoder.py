@@ -436,7 +436,7 @@ def test_an_identity_does_not_differ_by_name_or_version(
 ) -> None:
     identity = make_identity()
     assert identity.difference(copy.deepcopy(identity)) is None
-    assert identity.difference(make_identity(model="elsewhere", open_clip_version="4")) is None
+    assert identity.difference(make_identity(model="elsewhere", library="open_clip 4")) is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import captioner
-from captioner import features, storage
+from captioner import features, reading, storage
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from tests import shards
@@ -209,11 +209,11 @@ def test_half_a_file_hides_neither_the_encoder_nor_the_errors_of_the_others(
     tmp_path: Path, make_identity: Callable[..., EncoderIdentity]
 ) -> None:
     identity = make_identity()
-    whole = shards.make(identity, [None, "not an image", "deleted", None])
+    whole = shards.make(identity, [None, "not an image", reading.DELETED, None])
     (path,) = shards.write(tmp_path, whole)
     (tmp_path / "a-half.parquet").write_bytes(Path(path).read_bytes()[:200])
     assert features.read_identity(str(tmp_path)) == identity
-    assert features.failed(str(tmp_path), but="deleted").tolist() == [1]
+    assert features.failed(str(tmp_path)).tolist() == [1]
     Path(path).unlink()
     assert features.find_identity(str(tmp_path)) is None
     with pytest.raises(InputError, match="no whole Parquet file"):

@@ -13,7 +13,7 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from captioner import decoders, model, model_files
-from captioner.config import parse
+from captioner.config import Search, parse
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -134,6 +134,15 @@ def test_a_model_directory_needs_neither_the_language_model_nor_the_network(
     captions = loaded.caption(embedding.astype(np.float32), None, config.search)
     assert len(captions) == 2
     assert all(caption.log_probability < 0 for caption in captions)
+    most = loaded.decoder.most_words
+    for words in (most, most + 1):
+        longest = Search(max_words=words, min_words=words, beam_size=1)
+        if words == most:
+            loaded.check_search(longest)
+            assert loaded.caption(embedding.astype(np.float32), None, longest)
+            continue
+        with pytest.raises(InputError, match=rf"search\.max_words: .* places for {most} tokens"):
+            loaded.check_search(longest)
 
 
 def test_what_is_no_gpt2_is_refused_by_name(tmp_path: Path) -> None:

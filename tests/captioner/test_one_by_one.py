@@ -87,6 +87,8 @@ def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
         captioner.caption(b"text")
     with pytest.raises(InputError, match="not a model directory"):
         Captioner.load(tmp_path)
+    with pytest.raises(InputError, match=r"search: n_best 9 is more than beam_size"):
+        Captioner.load(run.at("model"), n_best=9)
     with pytest.raises(InputError, match=r"search\.required_words: the model does not know"):
         Captioner.load(run.at("model"), required_words=["zebra"])
 

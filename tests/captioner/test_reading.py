@@ -22,7 +22,7 @@ import pytest
 
 from captioner import manifest, reading, storage
 from captioner.errors import InputError, StorageUnavailable
-from captioner.reading import Bytes, Unreadable, read_images
+from captioner.reading import DELETED, Bytes, Unreadable, read_images
 from tests.listings import listed, tar, write_parquet
 
 MAX = 1000
@@ -153,7 +153,7 @@ def test_deleted_images_are_not_looked_for(tmp_path: Path) -> None:
         {"uri": str(parquet), "row": 1},
         {"uri": str(parquet), "row": 0, "deleted": now},
     ]
-    gone = Unreadable("deleted")
+    gone = Unreadable(DELETED)
     assert read(*images) == [gone, b"a", gone, b"1", gone]
 
 

@@ -56,6 +56,8 @@ def test_coco_numbers_its_images(tmp_path: Path) -> None:
         ),
         ("r.json", '[{"image": "a", "caption": NaN}]', r"row 1: expected a caption that is text"),
         ("r.json", '[{"image": 4.5, "caption": "a dog"}]', r"row 1: names no image"),
+        ("r.csv", 'image,caption\na.jpg," not closed\nb.jpg,x\n', r"cannot be read as .csv"),
+        ("r.csv", 'image,caption\na.jpg,"say "hi" there"\n', r"cannot be read as \.csv"),
         ("r.parquet", "no table", r"r\.parquet: cannot be read as \.parquet"),
         ("r.txt", "", r"r\.txt: captions are read from \.parquet"),
     ],
@@ -81,3 +83,21 @@ def test_a_number_is_the_same_image_as_a_whole_float(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         list(results.read(str(tmp_path / "nowhere.jsonl")))
+
+
+def test_a_column_of_errors_tells_no_words_from_no_caption(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("image,caption,error\na,,\nb,,not an image\nc,a dog,\n")
+    found = list(results.read(str(tmp_path / "r.csv")))
+    assert found == [("a", ""), ("b", None), ("c", "a dog")]
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").mkdir()
+    with pytest.raises(InputError, match=r"r\.csv: no such file"):
+        list(results.read(str(tmp_path / "r.csv")))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    text = '[{"image_id": "a", "caption": "a dog"}]'
+    (tmp_path / "r.json").write_text(text, encoding="utf-8-sig")
+    assert list(results.read(str(tmp_path / "r.json"))) == [("a", "a dog")]

@@ -323,6 +323,8 @@ def test_words_become_ids_or_a_clear_error() -> None:
         Words.of(Search(required_words=["dogs"]), vocabulary)
     with pytest.raises(InputError, match="'a dog' is 2 tokens"):
         Words.of(Search(banned_words=["a dog"]), vocabulary)
+    with pytest.raises(InputError, match="required_words: dog: in banned_words too"):
+        Words.of(Search(banned_words=["Dog"], required_words=["dog", "runs"]), vocabulary)
 
 
 @pytest.mark.parametrize(

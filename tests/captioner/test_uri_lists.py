@@ -106,6 +106,10 @@ def test_conceptual_captions_are_a_caption_and_a_uri_a_line(tmp_path: Path) -> N
     assert skipped == {"no URI in the list": 2}
     with pytest.raises(InputError, match=r"line 2: .*allow_http"):
         listed(path)
+    path.write_text("https://example.org/a.jpg\tA dog runs. It is happy\n")  # as of 12M
+    assert [(row["uri"], row["captions"]) for row in listed(path, allow_http=True)[0]] == [
+        ("https://example.org/a.jpg", ["A dog runs. It is happy"])
+    ]
 
 
 @pytest.mark.parametrize(

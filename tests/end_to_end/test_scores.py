@@ -66,9 +66,16 @@ def test_a_file_of_anyones_captions_is_scored_as_a_run_is(
     rows = parquet_dir.read(str(finished_run / "captions")).to_pylist()
     lines = [json.dumps({"image": row["image_id"], "text": row["caption"]}) for row in rows]
     theirs.write_text("\n".join(lines[1:]))
-    command = ("score", theirs, "--references", scene_data / "captions.txt", "--out", out)
+    # An image that nobody has captioned, neither the model nor people.
+    references = tmp_path / "captions.txt"
+    references.write_text((scene_data / "captions.txt").read_text() + "nobody.png,\n")
+    command = ("score", theirs, "--references", references, "--out", out)
     output = captioner(*command).output
     assert "WARNING: 1 images with references have no caption" in output
+    captioner("report", out)
+    page = (out / "report.html").read_text()
+    assert "Nothing is known of it" in page
+    assert "Its weights are real" not in page
     theirs.write_text("\n".join(lines))
     assert "not empty" in captioner(*command, status=2).output
     shutil.rmtree(out)
@@ -76,7 +83,9 @@ def test_a_file_of_anyones_captions_is_scored_as_a_run_is(
     ours, found = (json.loads((at / "metrics.json").read_text()) for at in (finished_run, out))
     for name in ("images", "errors", "all_references", "cider", "rouge_l", "distinct_captions"):
         assert found[name] == pytest.approx(ours[name])
-    assert "what" in captioner("compare", finished_run, out, "--out", tmp_path / "c.html").output
+    compared = captioner("compare", finished_run, out, "--out", tmp_path / "c.html").output
+    assert "B's tower: whatever made" in compared
+    assert "the same" not in captioner("compare", out, out, "--out", tmp_path / "c.html").output
     theirs.write_text("\n".join([*lines, lines[0]]))
     shutil.rmtree(out)
     assert "has two captions" in captioner(*command, status=2).output

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from captioner import config, features, manifest
+from captioner import config, features, manifest, reading
 from captioner.images import Preprocessing
 from jobs import blocks
 
@@ -58,7 +58,7 @@ def test_errors_are_counted_by_what_stands_before_the_colon() -> None:
 
 
 def test_an_image_that_is_gone_has_not_failed() -> None:
-    assert blocks.errors_of(results(blocks.DELETED, None, blocks.DELETED)) == {}
+    assert blocks.errors_of(results(reading.DELETED, None, reading.DELETED)) == {}
     assert blocks.errors_of(results()) == {}
 
 
@@ -103,7 +103,7 @@ def test_every_row_of_a_block_gets_pixels_or_a_reason(block: pa.Table, at_once: 
     assert reasons == [
         None,
         unidentified,
-        blocks.DELETED,
+        reading.DELETED,
         "too large",
         unidentified,
         None,
@@ -167,8 +167,9 @@ def test_an_error_is_given_where_there_is_none() -> None:
 def test_only_words_of_the_training_split_are_counted() -> None:
     rows = pa.table(
         {
-            "split": ["train", "val", None, "train"],
-            "captions": [["a dog", "a cat"], ["a bird"], ["a fish"], []],
+            "split": ["train", "val", None, "train", "train"],
+            "captions": [["a dog", "a cat"], ["a bird"], ["a fish"], [], ["a hen"]],
+            "deleted": [None, None, None, None, datetime.datetime.now(datetime.UTC)],
         }
     )
     counted = blocks.count_training_words(rows).to_pylist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,5 +206,37 @@ def test_coca_knows_no_words(saved: dict[str, Path], pixels: Any) -> None:
     options, name = search(2, required_words=["dog"]), f"coca:local-dir:{saved['coca']}"
     with pytest.raises(InputError, match="writes byte pairs"):
         backends.load(name, EXACT, options)
-    with pytest.raises(InputError, match="writes byte pairs"):
-        captioned(backends.load(name, EXACT, search(2)), pixels, options)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "coca"])
+def test_captions_longer_than_a_model_has_places_for_are_refused(
+    saved: dict[str, Path], pixels: Any, kind: str
+) -> None:
+    """What is not refused works."""
+    name = f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
+    places = r"search\.max_words: .* has places for \d+ tokens"
+    with pytest.raises(InputError, match=places) as told:
+        backends.load(name, EXACT, search(1, max_words=5_000, min_words=5_000))
+    most = int(re.findall(r"for (\d+) tokens", str(told.value))[0])
+    longest = search(1, max_words=most, min_words=most)
+    assert captioned(backends.load(name, EXACT, longest), pixels[:1], longest)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "coca"])
+def test_an_image_that_the_model_makes_no_numbers_of_has_no_caption(
+    saved: dict[str, Path], pixels: Any, kind: str
+) -> None:
+    name = f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
+    backend = backends.load(name, EXACT, search(3))
+    model = backend._coca.visual if kind == "coca" else backend._model  # type: ignore[attr-defined]
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+
+    def broken(_: Any, inputs: Any, outputs: torch.Tensor) -> torch.Tensor:
+        each = len(outputs) // 3  # GIT looks at an image once for every beam
+        return outputs.index_fill(0, torch.arange(each, 2 * each), torch.nan)
+
+    with first.register_forward_hook(broken):
+        found = captioned(backend, pixels[:3], search(3))
+    assert [caption is None for caption in found] == [False, True, False]
+    alone = captioned(backend, pixels[[0, 2]], search(3))
+    assert [found[0].text, found[2].text] == [caption.text for caption in alone]

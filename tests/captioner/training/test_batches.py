@@ -104,14 +104,25 @@ def test_batches_come_one_a_table() -> None:
 
 @pytest.mark.parametrize("idle", [False, True])
 def test_what_an_epoch_has_seen_before_it_broke_off_is_left_out(idle: bool) -> None:
-    rows = feature_rows(CAPTIONS * 2)
-    tables = [rows[:2], rows[2:4], rows[4:]]
+    rows = feature_rows(CAPTIONS * 3)
+    tables = [rows[:2], rows[2:4], rows[4:6], rows[6:8], rows[8:]]
     done = np.array([101, 102, 103])
     found = list(batches(tables, VOCABULARY, options(), CPU, done, idle))
     learned = [batch.serials.tolist() for batch in found if not batch.idle]
-    assert learned == [[100], [104, 105]]
-    # Where workers step together, a table of which nothing is left is a step all the same.
-    assert [batch.idle for batch in found] == ([False, True, False] if idle else [False, False])
+    assert learned == [[100, 104], [105, 106], [107, 108]]  # no step on one image alone
+    # Where workers step together, a table that fills no batch is a step all the same, and the end.
+    expected = [True, True, False, False, False, True] if idle else [False] * 3
+    assert [batch.idle for batch in found] == expected
+
+
+@pytest.mark.parametrize("tables_done", [0, 1, 2, 3])
+def test_workers_take_as_many_steps_whatever_each_has_done(tables_done: int) -> None:
+    rows = feature_rows(CAPTIONS * 2)
+    tables = [rows[:2], rows[2:4], rows[4:]]
+    done = np.array([*range(100, 100 + 2 * tables_done), 999])  # 999: another worker's
+    found = list(batches(tables, VOCABULARY, options(), CPU, done, idle=True))
+    assert len(found) == len(tables) + 1
+    assert sum(len(batch.serials) for batch in found if not batch.idle) == 6 - 2 * tables_done
 
 
 def test_what_an_epoch_remembers_keeps_no_rows_in_memory() -> None:

@@ -213,6 +213,16 @@ def test_what_is_kept_may_lie_between_the_first_weights_and_what_is_learned() ->
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize(("before", "after"), [("float32", "float16"), ("float16", "bfloat16")])
+def test_training_goes_on_where_numbers_are_others(before: str, after: str) -> None:
+    """A checkpoint of one machine is for any other."""
+    first, second = make_learner(precision=before), make_learner(precision=after)
+    train(first, make_batch())
+    second.load(first.state())
+    assert second.steps == 1
+    assert math.isfinite(train(second, make_batch()).mean)
+
+
 def test_bf16_computes_nearly_the_same() -> None:
     exact, half = (train(make_learner(), make_batch()) for _ in range(2)), None
     half = train(make_learner(precision="bfloat16"), make_batch())
