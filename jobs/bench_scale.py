@@ -19,7 +19,7 @@ from captioner import features, manifest
 from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
-from jobs import extract, logs, session, stream, table_rows
+from jobs import extract, logs, pools, session, stream, table_rows
 from jobs.bench import steady
 from jobs.bench_memory import Peaks
 from jobs.bench_stubs import EncodeNothing, make_pixels
@@ -92,7 +92,7 @@ def extract_nothing(
 
     The rates are images per second of one decoding task and of one encoder; none: as they come.
     """
-    pool = session.encoders(config)
+    pool = pools.encoders(config)
     identity = EncoderIdentity(
         model="none",
         pretrained="none",

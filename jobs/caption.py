@@ -21,7 +21,7 @@ from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import METADATA_KEY, CaptionModel, digest
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
-from jobs import blocks, formats, session, stream, table_rows
+from jobs import blocks, formats, pools, session, stream, table_rows
 from jobs.tally import Reporter, telling
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _caption(
     target, size = config.at("captions"), config.caption.rows_per_file
     foreign = model_bytes is None
     batches = stream.count_pending(rows, target) // searched_together(config, on_gpu=False)
-    pool = session.encoders(config, 0 if foreign else batches, model_bytes or 0)
+    pool = pools.encoders(config, 0 if foreign else batches, model_bytes or 0)
     batch_size = searched_together(config, pool.gpus > 0, foreign)
 
     def build(images: Dataset, tally: Any) -> Dataset:
@@ -173,7 +173,7 @@ def describe(summary: dict[str, Any]) -> str:
 class CaptionFeatures:
     """Actor: rows with features -> caption rows."""
 
-    def __init__(self, model_url: str, search: Search, pool: session.Workers, tally: Any) -> None:
+    def __init__(self, model_url: str, search: Search, pool: pools.Workers, tally: Any) -> None:
         torch.set_num_threads(pool.threads)
         self._model = CaptionModel.load(model_url, pool.device)
         self._search, self._reporter, self._tally = search, Reporter(tally), tally
@@ -201,7 +201,7 @@ class CaptionImages:
         encoder: EncoderOptions,
         tower: ray.ObjectRef[Tower | None],
         search: Search,
-        pool: session.Workers,
+        pool: pools.Workers,
         tally: Any,
     ) -> None:
         torch.set_num_threads(pool.threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.session import Workers
+from jobs.pools import Workers
 
 
 def add(before: dict[str, Any] | None, pool: Workers, seconds: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from captioner.config import JobConfig
 from captioner.encoder import Encoder, Tower
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
-from jobs import session, stream, table_rows
+from jobs import pools, session, stream, table_rows
 from jobs.blocks import errors_of, valid_pixels, with_error
 from jobs.tally import Reporter
 
@@ -46,7 +46,7 @@ def extract(config: JobConfig) -> dict[str, Any]:
     rows, target = table_rows.Input(config.at("manifest"), COLUMNS), config.at("features")
     batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
     batches = stream.count_pending(rows, target) // batch_size
-    pool = session.encoders(config, batches, precision.bytes_of(tower.visual))
+    pool = pools.encoders(config, batches, precision.bytes_of(tower.visual))
     schema = features.schema(identity, views.suffixes(config.features))
     weights = ray.put(tower)  # Ray brings them to each node once
 
@@ -88,7 +88,7 @@ class EncodeImages:
         self,
         options: EncoderOptions,
         tower: ray.ObjectRef[Tower],
-        pool: session.Workers,
+        pool: pools.Workers,
         schema: pa.Schema,
         tally: Any,
     ) -> None:

@@ -18,7 +18,7 @@ from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import clip, java
 from captioner.vocabulary import tokenize
-from jobs import session, stream
+from jobs import pools, stream
 from jobs.tally import telling
 from jobs.tasks import map_batches
 
@@ -62,7 +62,7 @@ def add(rows: Dataset, config: JobConfig, tally: Any) -> Dataset:
     if "spice" in also:
         rows = _alone(rows, AddSpice, _SPICE_BATCH, tally)
     if names := of_clip(also):
-        pool = session.encoders(config)
+        pool = pools.encoders(config)
         arguments = (config.encoder, config.at("features"), names, pool, tally)
         rows = stream.in_pool(rows, AddClipScores, arguments, _CLIP_BATCH, pool)
     return rows
@@ -115,7 +115,7 @@ class AddClipScores:
         options: EncoderOptions,
         features_url: str,
         names: Sequence[str],
-        pool: session.Workers,
+        pool: pools.Workers,
         tally: Any,
     ) -> None:
         import torch

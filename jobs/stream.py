@@ -30,7 +30,7 @@ from captioner.images import Preprocessing
 from jobs import cost, progress
 from jobs.blocks import decode_block, drop_outdated
 from jobs.outputs import rows_written
-from jobs.session import Workers
+from jobs.pools import Workers
 from jobs.table_rows import Input, rows_per_block
 from jobs.tally import ErrorLimits
 from jobs.tasks import map_batches, redacting

@@ -24,7 +24,7 @@ from captioner.search.rules import check_length
 from captioner.training import batches
 from captioner.training.progress import Progress
 from captioner.vocabulary import Vocabulary
-from jobs import blocks, cost, counts, logs, mixture, progress, session, table_rows
+from jobs import blocks, cost, counts, logs, mixture, pools, progress, session, table_rows
 from jobs.tasks import map_batches
 from jobs.train_worker import Task, work
 
@@ -41,7 +41,7 @@ def train(config: JobConfig) -> dict[str, Any]:
     mixture.check(config, identity)
     language_model, vocabulary = require(config)
     session.begin(config)
-    workers = session.trainers(config)
+    workers = pools.trainers(config)
     vocabulary = vocabulary or vocabulary_of(config)
     of_runs = mixture.counts(config)
     images = {

@@ -151,7 +151,7 @@ def test_ray_claims_what_kubernetes_gives(overlay: str) -> None:
 
 
 def test_the_cluster_can_grow_to_what_the_jobs_need(overlay: str) -> None:
-    from jobs.session import _SPARE_CPUS
+    from jobs.session import SPARE_CPUS
 
     places = {one["metadata"]["name"]: one for one in of_kind(overlay, "ConfigMap")}
     values = places["captioner-places"]["data"]
@@ -160,7 +160,7 @@ def test_the_cluster_can_grow_to_what_the_jobs_need(overlay: str) -> None:
     assert int(values["GPUS"]) == gpus["maxReplicas"]
     assert int(values["TRAIN_WORKERS"]) <= gpus["maxReplicas"]
     total = sum(one["maxReplicas"] * int(one["rayStartParams"]["num-cpus"]) for one in (gpus, cpus))
-    assert total >= int(values["GPUS"]) + _SPARE_CPUS
+    assert total >= int(values["GPUS"]) + SPARE_CPUS
 
 
 def test_blocks_of_many_gpus_are_large() -> None:

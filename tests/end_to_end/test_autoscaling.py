@@ -102,7 +102,7 @@ import sys
 import ray
 from captioner import config as configuration
 from captioner.errors import CannotSchedule
-from jobs import session
+from jobs import session, pools
 
 def config(**cluster):
     cluster = {"address": sys.argv[1], "device": "cuda", **cluster}
@@ -112,10 +112,10 @@ def config(**cluster):
 
 session.begin(config())
 assert not ray.cluster_resources().get("GPU")
-print(session.encoders(config(encoders=1, patience=120)).bundle)
+print(pools.encoders(config(encoders=1, patience=120)).bundle)
 assert ray.cluster_resources()["GPU"] == 1
 try:
-    session.encoders(config(encoders=2, patience=3))
+    pools.encoders(config(encoders=2, patience=3))
 except CannotSchedule as error:
     print(error)
 """

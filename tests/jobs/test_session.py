@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import session
-from jobs.session import Workers, encoders_of
+from jobs import pools
+from jobs.pools import Workers, encoders_of
 from tests.runs import build_run
 
 GIB = 1024**3
@@ -36,7 +36,7 @@ def test_they_share_the_cpus_of_their_node(cluster: str, tmp_path: Path) -> None
 
     def claimed(batches: int, **cluster: int) -> tuple[int, int]:
         changed = config.cluster.model_copy(update=cluster)
-        found: Workers = session.encoders(config.model_copy(update={"cluster": changed}), batches)
+        found: Workers = pools.encoders(config.model_copy(update={"cluster": changed}), batches)
         return found.count, found.cpus
 
     assert claimed(7) == (1, 4)  # of eight

@@ -12,7 +12,7 @@ import pytest
 from captioner import config as configuration
 from captioner import parquet_dir
 from jobs import session, stream, table_rows
-from jobs.session import Workers
+from jobs.pools import Workers
 
 
 class MarkBatch:

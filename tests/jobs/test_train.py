@@ -12,7 +12,7 @@ from ray.data import DataContext
 
 from captioner import features, storage
 from captioner.vocabulary import Vocabulary
-from jobs import session, table_rows, train
+from jobs import pools, session, table_rows, train
 from tests.runs import build_run
 
 
@@ -64,8 +64,8 @@ def test_workers_that_may_become_more_leave_each_node_cpus_to_be_fed_by(
     cluster: str, tmp_path: Path
 ) -> None:
     config = build_run(tmp_path / "run")
-    assert session.trainers(config) == session.Workers(1, min(6, session.cores()), 0)
+    assert pools.trainers(config) == pools.Workers(1, min(6, session.cores()), 0)
     for count, cpus in ((1, 6), (2, 3)):  # of eight
         update = {"train_workers": count, "train_workers_max": 4}
         changed = config.model_copy(update={"cluster": config.cluster.model_copy(update=update)})
-        assert session.trainers(changed) == session.Workers(count, cpus, 0, 4)
+        assert pools.trainers(changed) == pools.Workers(count, cpus, 0, 4)
