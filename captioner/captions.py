@@ -1,232 +1,55 @@
-"""Caption files -> captions by image; and which image trains, validates or tests."""
+"""The Parquet schema of a caption shard, and captions as its rows."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from glob import has_magic
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-from captioner import chance, storage
-from captioner.config import Split
-from captioner.errors import InputError
+import pyarrow as pa
 
-Format = Literal["auto", "csv", "karpathy", "coco"]
-# Karpathy's "restval" is the rest of COCO's validation images, which everyone trains on.
-_KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-_COCO_2017 = re.compile(r"(?=\d{12}\.)0*(\d+)\.")
-_HALF = re.compile(r"(?<![a-z])(train|val|test)20\d\d")
+from captioner.metrics import BleuStatistics, sentence_bleu_4
+from captioner.selection import Caption
+from captioner.vocabulary import tokenize
 
-
-@dataclass
-class CaptionFile:
-    """All captions of a file, grouped by the image's name as the file gives it."""
-
-    captions: dict[str, list[str]]
-    splits: dict[str, str] = field(default_factory=dict)
-    numbers: dict[str, str] = field(default_factory=dict)  # COCO's number of an image -> its name
+_N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("serial", pa.int64()),  # of the version of the image, as in the manifest
+        pa.field("uri", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("caption", pa.string()),  # null where there is an error
+        pa.field("log_probability", pa.float32()),
+        pa.field("confidence", pa.float32()),  # selection.Caption.confidence
+        pa.field("n_best", pa.list_(_N_BEST)),  # null unless search.n_best asks for more than one
+        pa.field("references", pa.list_(pa.string())),
+        pa.field("bleu_4", pa.float32()),  # of this caption alone, smoothed; null: no references
+        pa.field("bleu_statistics", pa.list_(pa.int32(), 10)),  # metrics.BleuStatistics.to_list
+        pa.field("error", pa.string()),
+    ]
+)
 
 
-def read(url: str, format: Format = "auto") -> CaptionFile:
-    """Read a caption file: the CSV of Flickr8k, Karpathy's JSON, or COCO's annotation JSON. A glob
-    stands for several files, whose captions are put together.
-
-    Raises:
-        InputError: no such file, not of that format, or a row that cannot be read.
-    """
-    urls = _glob(url)
-    if not urls:
-        raise InputError(f"{url}: no such captions file (source.captions)")
-    first, *others = [_read(each, format) for each in urls]
-    for other in others:
-        for name, texts in other.captions.items():
-            first.captions.setdefault(name, []).extend(texts)
-        first.splits |= other.splits
-        first.numbers |= other.numbers
-    if set(first.splits.values()) == {"train"}:  # alone, it leaves none to validate by
-        first.splits = {}
-    return first
-
-
-def with_words(captions: Iterable[str]) -> list[str]:
-    """Those that have any: nothing is learned from others, and as references they would spoil the
-    scores of what is right."""
-    return [text.strip() for text in captions if any(map(str.isalnum, text))]
-
-
-def _glob(url: str) -> list[str]:
-    if storage.exists(url):
-        return [url]
-    fs, path = storage.filesystem(url)
-    return [storage.uri(fs, found) for found in sorted(fs.glob(path))] if has_magic(path) else []
-
-
-def _read(url: str, format: Format) -> CaptionFile:
-    try:
-        text = storage.read_bytes(url).decode("utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{url}: not UTF-8 text: {error}") from None
-    if format == "csv" or (format == "auto" and not text.lstrip().startswith("{")):
-        return _read_csv(url, text)
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{url}: not JSON: {error}") from None
-    if format == "auto":
-        format = "coco" if "annotations" in document else "karpathy"
-    try:
-        return _read_coco(document) if format == "coco" else _read_karpathy(document)
-    except (KeyError, TypeError, AttributeError) as error:
-        keys = {"coco": "images[], annotations[]", "karpathy": "images[].filename, .sentences[]"}
-        raise InputError(
-            f"{url}: not {format} captions: {error!r} is missing (expected {keys[format]})"
-        ) from None
-
-
-def _read_csv(url: str, text: str) -> CaptionFile:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    captions: dict[str, list[str]] = defaultdict(list)
-    try:
-        header = [cell.strip() for cell in next(rows, [])]
-        if header != ["image", "caption"]:
-            found = ",".join(header)[:80]
-            raise InputError(f"{url}, line 1: expected the header `image,caption`, found `{found}`")
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != 2:
-                raise InputError(
-                    f"{url}, line {rows.line_num}: expected 2 cells, found {len(row)}; "
-                    'a caption with a comma needs quotes: name.jpg,"A dog, running."'
-                )
-            captions[row[0].strip()].extend(with_words([row[1]]))
-    except csv.Error as error:
-        raise InputError(f"{url}, line {rows.line_num}: {error}") from None
-    return CaptionFile(dict(captions))
-
-
-def _read_karpathy(document: Any) -> CaptionFile:
-    """Karpathy & Fei-Fei's data sets (CVPR 2015): captions and splits in one file."""
-    file = CaptionFile({})
-    for image in document["images"]:
-        folder = image.get("filepath")
-        name = f"{folder}/{image['filename']}" if folder else image["filename"]
-        file.captions[name] = with_words(sentence["raw"] for sentence in image["sentences"])
-        if "cocoid" in image:
-            file.numbers[str(image["cocoid"])] = name
-        if image.get("split") in _KARPATHY_SPLITS:
-            file.splits[name] = _KARPATHY_SPLITS[image["split"]]
-    return file
-
-
-def _read_coco(document: Any) -> CaptionFile:
-    """COCO's own JSON. Its images' addresses name the half of COCO that they are of, ``train2017``
-    or ``val2014``."""
-    names = {image["id"]: image["file_name"] for image in document["images"]}
-    numbers = {str(number): name for number, name in names.items()}
-    file = CaptionFile({name: [] for name in names.values()}, numbers=numbers)
-    for annotation in document["annotations"]:
-        file.captions[names[annotation["image_id"]]] += with_words([annotation["caption"]])
-    for image in document["images"]:
-        if half := _HALF.search(f"{image.get('coco_url', '')} {image['file_name']}"):
-            file.splits[image["file_name"]] = half[1]
-    return file
-
-
-class Names:
-    """Finds the row of an annotation file for an image, by relative path, else by file name, else
-    by COCO's number.
-
-    Annotation files often give bare file names while the images stand in folders. Those of COCO
-    2014 name its images ``COCO_val2014_000000000042.jpg``, which in 2017 are ``000000000042.jpg``.
-    """
-
-    def __init__(
-        self, names: list[str], origin: str, numbers: Mapping[str, str] | None = None
-    ) -> None:
-        """``numbers``: COCO's number of an image -> its name."""
-        self._origin = origin
-        self._names = set(names)
-        self._numbers = numbers or {}
-        self._by_file_name: dict[str, list[str]] = defaultdict(list)
-        for name in names:
-            self._by_file_name[name.rpartition("/")[2]].append(name)
-        self._user: dict[str, str] = {}  # name -> the image that took it
-
-    def find(self, image_id: str) -> str | None:
-        """The annotation's name of this image, or None.
-
-        Raises:
-            InputError: two images claim the same name.
-        """
-        name = image_id if image_id in self._names else None
-        if name is None:
-            file_name = image_id.rpartition("/")[2]
-            candidates = self._by_file_name.get(file_name, [])
-            name = candidates[0] if len(candidates) == 1 else None
-            if not candidates and (number := _COCO_2017.match(file_name)):
-                of_2014 = self._numbers.get(number[1], "")
-                name = of_2014 if of_2014.endswith(f"_{file_name}") else None
-        if name is not None and self._user.setdefault(name, image_id) != image_id:
-            raise InputError(
-                f"{self._origin}: `{name}` stands for both {self._user[name]} and {image_id}; "
-                "give paths relative to source.images instead of bare file names, or leave one of "
-                "them out (source.include, source.exclude)"
-            )
-        return name
-
-    @property
-    def unused(self) -> set[str]:
-        """Names that no image has asked for: annotations of images that are not there."""
-        return self._names - self._user.keys()
-
-
-def read_list(url: str) -> list[str]:
-    """A split list: one image name a line."""
-    if not storage.exists(url):
-        raise InputError(f"{url}: no such split list")
-    return [line.strip() for line in storage.read_text(url).splitlines() if line.strip()]
-
-
-def hashed_split(image_id: str, options: Split) -> str:
-    """The split of an image by a hash of its id: stable when other images come and go."""
-    place = int.from_bytes(chance.of_image(image_id, options.seed), "big") / 2**64
-    if place < options.train:
-        return "train"
-    return "val" if place < options.train + options.val else "test"
-
-
-class Splitter:
-    """Which split an image belongs to: the lists, else the captions file's own, else a hash."""
-
-    def __init__(self, options: Split, file: CaptionFile | None) -> None:
-        self._options = options
-        listed: dict[str, str] = {}
-        numbers: dict[str, str] = {}
-        for split, url in options.lists.items():
-            for name in read_list(url):
-                if listed.setdefault(name, split) != split:
-                    raise InputError(f"{url}: {name} is on the {listed[name]} list too")
-        if options.lists and not listed:
-            raise InputError(f"{', '.join(options.lists.values())}: no image is on these lists")
-        if not listed and file is not None:
-            listed = file.splits
-            numbers = {key: name for key, name in file.numbers.items() if name in listed}
-        self._split_of = listed
-        self._names = Names(list(listed), "split lists", numbers)
-
-    def split(self, image_id: str) -> str | None:
-        """``train``, ``val`` or ``test``; None for an image that stands on no list."""
-        if not self._split_of:
-            return hashed_split(image_id, self._options)
-        name = self._names.find(image_id)
-        return None if name is None else self._split_of[name]
-
-    @property
-    def unused(self) -> set[str]:
-        return self._names.unused
+def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:
+    """Captions beside their references, with the counts that scores are made of."""
+    made = []
+    for caption, references in zip(captions, rows["captions"].to_pylist()):
+        row: dict[str, Any] = {"references": references}
+        if caption is not None:
+            row |= {
+                "caption": caption.text,
+                "log_probability": caption.log_probability,
+                "confidence": caption.confidence,
+            }
+            if caption.n_best:
+                row["n_best"] = [dict(zip(_N_BEST.names, found)) for found in caption.n_best]
+            if references:
+                said = tokenize(caption.text)
+                known = [tokenize(reference) for reference in references]
+                row["bleu_4"] = sentence_bleu_4(said, known)
+                row["bleu_statistics"] = BleuStatistics.of(said, known).to_list()
+        made.append(row)
+    table = pa.Table.from_pylist(made, schema=SCHEMA)
+    for name in ("image_id", "serial", "uri", "split", "error"):
+        table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), rows[name])
+    return table

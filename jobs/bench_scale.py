@@ -100,7 +100,7 @@ def extract_nothing(
         embedding_size=_EMBEDDING,
     )
     schema = features.schema(identity)
-    batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
+    batch_size = config.encoder.batch_size
 
     def build(images: Dataset, tally: Any) -> Dataset:
         made = map_batches(
@@ -113,5 +113,6 @@ def extract_nothing(
         arguments = (schema, tally, encoder_rate)
         return stream.in_pool(made, EncodeNothing, arguments, batch_size, pool)
 
-    rows, target = table_rows.Input(config.at("manifest"), extract.COLUMNS), config.at("features")
-    return stream.run("scale", rows, target, schema, rows_per_file, batch_size, config, build, pool)
+    rows = table_rows.Input(config.at("manifest"), extract.COLUMNS)
+    output = stream.Output("scale", config.at("features"), schema, config.features.rows_per_file)
+    return stream.run(output, rows, build, pool, batch_size, config)

@@ -13,37 +13,18 @@ import torch
 from ray.data import Dataset
 
 from captioner import backends, features, manifest, precision, redaction, storage, tower_copy
+from captioner.captions import SCHEMA, caption_rows
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
-from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.model import METADATA_KEY, CaptionModel, digest
 from captioner.selection import Caption
-from captioner.vocabulary import tokenize
 from jobs import blocks, formats, pools, session, stream, table_rows
 from jobs.tally import Reporter, telling
 
 if TYPE_CHECKING:
     from captioner.encoder import Tower
-
-_N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])
-SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string()),
-        pa.field("serial", pa.int64()),  # of the version of the image, as in the manifest
-        pa.field("uri", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("caption", pa.string()),  # null where there is an error
-        pa.field("log_probability", pa.float32()),
-        pa.field("confidence", pa.float32()),  # selection.Caption.confidence
-        pa.field("n_best", pa.list_(_N_BEST)),  # null unless search.n_best asks for more than one
-        pa.field("references", pa.list_(pa.string())),
-        pa.field("bleu_4", pa.float32()),  # of this caption alone, smoothed; null: no references
-        pa.field("bleu_statistics", pa.list_(pa.int32(), 10)),  # metrics.BleuStatistics.to_list
-        pa.field("error", pa.string()),
-    ]
-)
 
 
 def caption_features(config: JobConfig, model_url: str) -> dict[str, Any]:
@@ -150,9 +131,9 @@ def _caption(
     model_bytes: int | None,
 ) -> dict[str, Any]:
     """``model_bytes``: None of a foreign model, which may be too large for several on a node."""
-    target, size = config.at("captions"), config.caption.rows_per_file
+    output = stream.Output("caption", config.at("captions"), schema, config.caption.rows_per_file)
     foreign = model_bytes is None
-    batches = stream.count_pending(rows, target) // searched_together(config, on_gpu=False)
+    batches = stream.count_pending(rows, output.url) // searched_together(config, on_gpu=False)
     pool = pools.encoders(config, 0 if foreign else batches, model_bytes or 0)
     batch_size = searched_together(config, pool.gpus > 0, foreign)
 
@@ -161,7 +142,7 @@ def _caption(
         common = (config.search, pool, tally)
         return stream.in_pool(ready, actor, (*arguments, *common), batch_size, pool)
 
-    summary = stream.run("caption", rows, target, schema, size, batch_size, config, build, pool)
+    summary = stream.run(output, rows, build, pool, batch_size, config)
     return {**summary, "formats": formats.write(config)}
 
 
@@ -225,28 +206,3 @@ def _reported(
     rows = blocks.with_error(rows, [not caption for caption in captions], features.NO_NUMBERS)
     reporter.add(len(rows), blocks.errors_of(rows), began)
     return caption_rows(rows, captions)
-
-
-def caption_rows(rows: pa.Table, captions: Sequence[Caption | None]) -> pa.Table:
-    """Captions beside their references, with the counts that scores are made of."""
-    made = []
-    for caption, references in zip(captions, rows["captions"].to_pylist()):
-        row: dict[str, Any] = {"references": references}
-        if caption is not None:
-            row |= {
-                "caption": caption.text,
-                "log_probability": caption.log_probability,
-                "confidence": caption.confidence,
-            }
-            if caption.n_best:
-                row["n_best"] = [dict(zip(_N_BEST.names, found)) for found in caption.n_best]
-            if references:
-                said = tokenize(caption.text)
-                known = [tokenize(reference) for reference in references]
-                row["bleu_4"] = sentence_bleu_4(said, known)
-                row["bleu_statistics"] = BleuStatistics.of(said, known).to_list()
-        made.append(row)
-    table = pa.Table.from_pylist(made, schema=SCHEMA)
-    for name in ("image_id", "serial", "uri", "split", "error"):
-        table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), rows[name])
-    return table

@@ -43,11 +43,11 @@ def extract(config: JobConfig) -> dict[str, Any]:
     identity = Encoder(config.encoder, tower=tower).identity
     check_encoder(config, identity)
     session.begin(config)
-    rows, target = table_rows.Input(config.at("manifest"), COLUMNS), config.at("features")
-    batch_size, rows_per_file = config.encoder.batch_size, config.features.rows_per_file
-    batches = stream.count_pending(rows, target) // batch_size
-    pool = pools.encoders(config, batches, precision.bytes_of(tower.visual))
+    rows, batch_size = table_rows.Input(config.at("manifest"), COLUMNS), config.encoder.batch_size
     schema = features.schema(identity, views.suffixes(config.features))
+    output = stream.Output("extract", config.at("features"), schema, config.features.rows_per_file)
+    batches = stream.count_pending(rows, output.url) // batch_size
+    pool = pools.encoders(config, batches, precision.bytes_of(tower.visual))
     weights = ray.put(tower)  # Ray brings them to each node once
 
     def build(images: Dataset, tally: Any) -> Dataset:
@@ -60,9 +60,7 @@ def extract(config: JobConfig) -> dict[str, Any]:
     # In order on one machine, so that a seed gives the same training from the images on; many
     # machines need not wait for the slowest.
     with table_rows.in_order(config.cluster.address is None):
-        return stream.run(
-            "extract", rows, target, schema, rows_per_file, batch_size, config, build, pool
-        )
+        return stream.run(output, rows, build, pool, batch_size, config)
 
 
 def check_encoder(config: JobConfig, identity: EncoderIdentity) -> None:

@@ -18,7 +18,7 @@ import ray
 import ray.data
 from ray.data import Dataset
 
-from captioner import captions, manifest, parquet_dir, sources, storage
+from captioner import manifest, parquet_dir, references, sources, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from jobs import blocks, progress, session, stream
@@ -195,11 +195,11 @@ class Assignment:
         self.schema = manifest.schema(source.keep_columns)
         self.file = None
         if source.captions:
-            self.file = captions.read(source.captions, source.captions_format)
+            self.file = references.read(source.captions, source.captions_format)
         known = list(self.file.captions) if self.file else []
         numbers = self.file.numbers if self.file else {}
-        self.names = captions.Names(known, source.captions or "", numbers)
-        self.splitter = captions.Splitter(config.split, self.file)
+        self.names = references.Names(known, source.captions or "", numbers)
+        self.splitter = references.Splitter(config.split, self.file)
 
     def __call__(self, found: pa.Table) -> pa.Table:
         """Rows of a listing -> rows of a manifest, without serials yet."""

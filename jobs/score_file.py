@@ -8,17 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from captioner import captions as caption_files
 from captioner import config as configuration
 from captioner import manifest, redaction, results, storage
-from captioner.captions import CaptionFile, Names
+from captioner.captions import SCHEMA, caption_rows
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
+from captioner.references import CaptionFile, Names
+from captioner.references import read as read_references
 from captioner.selection import Caption
 from jobs import pipeline, score, score_actors
-from jobs.caption import SCHEMA, caption_rows
 
 MISSING = "no caption in the file"
 _FAILED = "a caption that is null"
@@ -42,7 +42,7 @@ def score_file(file: str, references: str, out: str, overrides: tuple[str, ...])
     if score_actors.of_clip(config.score.also):
         raise InputError("score.also: clip_score needs a run's features, and a file has none")
     score.require(config)
-    known = caption_files.read(references)
+    known = read_references(references)
     fs, path = storage.filesystem(config.at())
     if fs.exists(path) and fs.ls(path):
         raise InputError(f"{config.at()}: not empty; give a new directory")

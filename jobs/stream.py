@@ -12,6 +12,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,35 +39,47 @@ from jobs.tasks import map_batches, redacting
 _ROWS_PER_GROUP = 256  # of a row group: what a reader of some rows has to read at least
 
 
+@dataclass(frozen=True)
+class Output:
+    """The Parquet shards that a job writes."""
+
+    job: str  # its name, for people
+    url: str
+    schema: pa.Schema
+    rows_per_file: int
+
+
 def run(
-    what: str,
+    output: Output,
     rows: Input,
-    target: str,
-    schema: pa.Schema,
-    rows_per_file: int,
-    batch_size: int,
-    config: JobConfig,
     build: Callable[[Dataset, Any], Dataset],
     pool: Workers,
+    batch_size: int,
+    config: JobConfig,
 ) -> dict[str, Any]:
-    """Bring ``target`` up to date with ``rows``, but for what an earlier run has written.
+    """Bring the output up to date with ``rows``, but for what an earlier run has written. Results
+    whose row has changed since are replaced.
 
-    ``build`` makes results of rows; it is given the ``Tally`` that its actors report
-    to; ``batch_size`` is that of its actors, and ``pool`` what they claim. Results whose row has
-    changed since are replaced.
-    Returns the counts, which are checked.
+    Args:
+        build: makes results of rows; it is given the ``Tally`` that its actors report to.
+        pool: what its actors claim.
+        batch_size: of its actors.
+
+    Returns:
+        The counts, which are checked.
 
     Raises:
-        InputError: ``target`` has rows of another manifest.
+        InputError: the output has rows of another manifest.
         ErrorRateExceeded: too many images failed.
         StorageUnavailable: an object store did not answer.
     """
+    target = output.url
     checkpoints = f"{target}.checkpoints"
     before, of = storage.read_summary(target), rows.summary
     if before and before.get("manifest") != of.get("manifest"):
         raise InputError(
             f"{target}: these rows are of another manifest, which is gone. `captioner run --redo "
-            f"{what}` makes them anew"
+            f"{output.job}` makes them anew"
         )
     after = _done_up_to(before)
     if before and after == of["serial"]:
@@ -86,12 +99,13 @@ def run(
         )
         limits = ErrorLimits(config.image.max_error_rate, pending, again)
         with (
-            progress.show(what, pending - kept, config.run, limits=limits) as tally,
+            progress.show(output.job, pending - kept, config.run, limits=limits) as tally,
             _resumable(checkpoints),
             readable_errors(tally, target),
         ):
             results = build(rows.read(after, block), tally)
-            results.write_datasink(Shards(target, schema, rows_per_file, block))
+            shards = Shards(target, output.schema, output.rows_per_file, block)
+            results.write_datasink(shards)
             steady = _steady_rate(ray.get(tally.first.remote()), pending - kept)
     if features.count_rows(target) > total:
         _drop_outdated(target, parquet_dir.serials(rows.url, rows.splits))

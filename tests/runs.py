@@ -27,11 +27,11 @@ from captioner import (
     storage,
     tower_copy,
 )
+from captioner.captions import caption_rows
 from captioner.config import JobConfig, Score, parse
 from captioner.encoder import Encoder
 from captioner.images import decode
 from captioner.vocabulary import Vocabulary, count_words, tokenize
-from jobs import caption as caption_job
 
 TINY_VIT = {
     "model_cfg": {
@@ -151,7 +151,7 @@ def captions_of(rows: pa.Table) -> pa.Table:
         if row["image_id"] == NASTY_ID:
             text = SCRIPT
         captions.append(None if row["error"] else selection.Caption(text, -1.5))
-    return caption_job.caption_rows(rows, captions)
+    return caption_rows(rows, captions)
 
 
 def write_captions(config: JobConfig, rows: pa.Table) -> None:

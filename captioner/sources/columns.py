@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import pyarrow as pa
 
 from captioner import groups, storage
-from captioner.captions import with_words
 from captioner.config import Source
 from captioner.errors import InputError
+from captioner.references import with_words
 
 # img2dataset writes `jpg` or `webp` with `key` and `caption`; Hugging Face a struct with `bytes`.
 IMAGES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from captioner import compare, parquet_dir, selection, storage
+from captioner.captions import caption_rows
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, CiderD
 from captioner.vocabulary import tokenize
-from jobs.caption import caption_rows
 from tests.pages import Page, image_of
 from tests.runs import NASTY_ID, SCRIPT, build_run, history_entry, write_captions, write_metrics
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from captioner import Captioner
+from captioner.captions import SCHEMA
 from captioner.identity import EncoderIdentity
-from jobs.caption import SCHEMA
 from tests import shards, snippets
 from tests.conftest import REPOSITORY, TINY_VIT
 from tests.runs import build_run

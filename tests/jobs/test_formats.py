@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from captioner import storage
+from captioner.captions import SCHEMA
 from captioner.config import Caption, JobConfig, parse
 from jobs import formats
-from jobs.caption import SCHEMA
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from captioner import features, manifest, parquet_dir, storage
+from captioner.captions import caption_rows
 from captioner.config import JobConfig, parse
 from captioner.encoder import Encoder
 from captioner.errors import InputError
@@ -23,7 +24,6 @@ from captioner.metrics.clip import PROMPT
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 from jobs import counts, score, session
-from jobs.caption import caption_rows
 
 TINY_CLIP = {
     "embed_dim": 24,

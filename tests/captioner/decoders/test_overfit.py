@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner import captions as caption_files
-from captioner import decoders
+from captioner import decoders, references
 from captioner.config import Decoder, Search, Train
 from captioner.identity import EncoderIdentity
 from captioner.language_model import LanguageModel
@@ -38,7 +37,7 @@ def drawn_scenes() -> Pictures:
 
 
 def photographs() -> Pictures:
-    captions = caption_files.read(str(FLICKR8K / "captions.txt")).captions
+    captions = references.read(str(FLICKR8K / "captions.txt")).captions
     names = sorted(captions)[:IMAGES]
     return [(Image.open(FLICKR8K / "Images" / name), captions[name][0]) for name in names]
 

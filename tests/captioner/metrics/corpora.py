@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from captioner import captions
+from captioner import references
 from captioner.vocabulary import tokenize
 from tests.conftest import SHARED
 
@@ -36,7 +36,7 @@ def flickr8k() -> Corpus:
     path = SHARED / "flickr8k" / "captions.txt"
     if not path.exists():
         pytest.skip(f"no Flickr8k captions at {path}")
-    by_image = captions.read(str(path)).captions
+    by_image = references.read(str(path)).captions
     tokens = [[tokenize(caption) for caption in group] for group in list(by_image.values())[:500]]
     return [group[0] for group in tokens], [group[1:] for group in tokens]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from captioner import captions
-from captioner.captions import CaptionFile, Names, Splitter
+from captioner import references
 from captioner.config import Split
 from captioner.errors import InputError
+from captioner.references import CaptionFile, Names, Splitter
 
 KARPATHY = {
     "dataset": "coco",
@@ -50,7 +50,7 @@ def write(folder: Path, content: str | bytes | dict[str, Any], name: str = "capt
 
 
 def csv_rows(folder: Path, rows: str) -> dict[str, list[str]]:
-    return captions.read(write(folder, f"image,caption\n{rows}")).captions
+    return references.read(write(folder, f"image,caption\n{rows}")).captions
 
 
 def test_all_captions_of_an_image_are_grouped_in_order(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_caption_without_words_is_none(tmp_path: Path, row: str) -> None:
 
 def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
     url = write(tmp_path, b"\xef\xbb\xbfimage,caption\r\na.jpg,A dog.\r\n")
-    assert captions.read(url).captions == {"a.jpg": ["A dog."]}
+    assert references.read(url).captions == {"a.jpg": ["A dog."]}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
 def test_a_missing_header_names_the_file_and_the_header(tmp_path: Path, text: str) -> None:
     url = write(tmp_path, text)
     with pytest.raises(InputError) as refusal:
-        captions.read(url)
+        references.read(url)
     assert f"{url}, line 1: expected the header `image,caption`" in str(refusal.value)
 
 
@@ -110,28 +110,28 @@ def test_a_wrong_number_of_cells_names_the_line(tmp_path: Path, row: str, cells:
 def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path, text: str) -> None:
     url = write(tmp_path, text)
     with pytest.raises(InputError, match=r"captions\.txt, line \d: unexpected end of data"):
-        captions.read(url)
+        references.read(url)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.txt: no such captions file"):
-        captions.read(str(tmp_path / "nowhere.txt"))
+        references.read(str(tmp_path / "nowhere.txt"))
 
 
 def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
     url = write(tmp_path, "image,caption\na.jpg,caf\xe9\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"captions\.txt: not UTF-8 text"):
-        captions.read(url)
+        references.read(url)
 
 
 def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=str(tmp_path)):
-        captions.read(str(tmp_path))
+        references.read(str(tmp_path))
 
 
 @pytest.mark.parametrize("format", ["auto", "karpathy"])
-def test_karpathy_json_gives_captions_and_splits(tmp_path: Path, format: captions.Format) -> None:
-    file = captions.read(write(tmp_path, KARPATHY), format)
+def test_karpathy_json_gives_captions_and_splits(tmp_path: Path, format: references.Format) -> None:
+    file = references.read(write(tmp_path, KARPATHY), format)
     assert file.captions == {
         "val2014/a.jpg": ["A dog.", "Two, dogs."],
         "b.jpg": ["A cat."],
@@ -148,8 +148,8 @@ def test_karpathy_json_gives_captions_and_splits(tmp_path: Path, format: caption
 
 
 @pytest.mark.parametrize("format", ["auto", "coco"])
-def test_coco_json_gives_captions_by_file_name(tmp_path: Path, format: captions.Format) -> None:
-    file = captions.read(write(tmp_path, COCO), format)
+def test_coco_json_gives_captions_by_file_name(tmp_path: Path, format: references.Format) -> None:
+    file = references.read(write(tmp_path, COCO), format)
     assert file.captions == {
         "000007.jpg": ["A train."],
         "000003.jpg": ["A bus.", "The bus, again."],
@@ -174,43 +174,43 @@ def coco(half: str, *numbers: int) -> dict[str, Any]:
 def test_official_coco_is_two_files_each_a_split(tmp_path: Path, year: int, prefix: str) -> None:
     for half, numbers in ((f"train{year}", (1, 2)), (f"val{year}", (3,))):
         write(tmp_path, coco(half, *numbers), f"captions_{half}.json")
-    file = captions.read(str(tmp_path / f"captions_*{year}.json"))
+    file = references.read(str(tmp_path / f"captions_*{year}.json"))
     assert sorted(file.splits.values()) == ["train", "train", "val"]
     name = f"{prefix}000000000003.jpg"
     assert file.splits[name] == "val"
     assert file.captions[name] == ["Number 3."]
-    assert captions.read(str(tmp_path / f"captions_val{year}.json")).splits == {name: "val"}
+    assert references.read(str(tmp_path / f"captions_val{year}.json")).splits == {name: "val"}
 
 
 def test_training_images_alone_are_left_to_the_hash(tmp_path: Path) -> None:
-    assert captions.read(write(tmp_path, coco("train2017", 1, 2))).splits == {}
+    assert references.read(write(tmp_path, coco("train2017", 1, 2))).splits == {}
 
 
 def test_json_captions_without_words_are_none(tmp_path: Path) -> None:
     document = coco("train2017", 1, 2)
     document["annotations"].append({"id": 7, "image_id": 1, "caption": "\n"})
-    found = captions.read(write(tmp_path, document)).captions
+    found = references.read(write(tmp_path, document)).captions
     assert found == {"000000000001.jpg": ["Number 1."], "000000000002.jpg": ["Number 2."]}
     sentences = [{"raw": text} for text in ("", "A dog.", " .")]
     karpathy = {"images": [{"filename": "a.jpg", "sentences": sentences}]}
-    assert captions.read(write(tmp_path, karpathy)).captions == {"a.jpg": ["A dog."]}
+    assert references.read(write(tmp_path, karpathy)).captions == {"a.jpg": ["A dog."]}
 
 
 def test_a_glob_without_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"captions_\*\.json: no such captions file"):
-        captions.read(str(tmp_path / "captions_*.json"))
+        references.read(str(tmp_path / "captions_*.json"))
 
 
 def test_json_after_a_byte_order_mark_is_recognised(tmp_path: Path) -> None:
     url = write(tmp_path, b"\xef\xbb\xbf\n" + json.dumps(COCO).encode())
-    assert len(captions.read(url).captions) == 3
+    assert len(references.read(url).captions) == 3
 
 
 @pytest.mark.parametrize("format", ["auto", "karpathy", "coco"])
-def test_broken_json_names_the_file(tmp_path: Path, format: captions.Format) -> None:
+def test_broken_json_names_the_file(tmp_path: Path, format: references.Format) -> None:
     url = write(tmp_path, json.dumps(COCO)[:-20])
     with pytest.raises(InputError, match=r"captions\.txt: not JSON"):
-        captions.read(url, format)
+        references.read(url, format)
 
 
 @pytest.mark.parametrize(
@@ -232,12 +232,12 @@ def test_json_of_another_shape_says_what_is_expected(
     with pytest.raises(
         InputError, match=r"captions\.txt: not .* captions: .*\(expected images\[\]"
     ):
-        captions.read(write(tmp_path, document))
+        references.read(write(tmp_path, document))
 
 
 def test_csv_is_not_read_as_json_when_json_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not JSON"):
-        captions.read(write(tmp_path, "image,caption\na.jpg,A dog.\n"), "coco")
+        references.read(write(tmp_path, "image,caption\na.jpg,A dog.\n"), "coco")
 
 
 # Whoever changes these moves images from training to test in every run that exists.
@@ -256,12 +256,12 @@ def test_csv_is_not_read_as_json_when_json_is_asked_for(tmp_path: Path) -> None:
     ],
 )
 def test_the_hashed_split_never_changes(image_id: str, seed: int, split: str) -> None:
-    assert captions.hashed_split(image_id, Split(seed=seed)) == split
+    assert references.hashed_split(image_id, Split(seed=seed)) == split
 
 
 def test_hashed_splits_have_the_configured_sizes() -> None:
     names = [f"folder/{number}.jpg" for number in range(20_000)]
-    sizes = Counter(captions.hashed_split(name, Split()) for name in names)
+    sizes = Counter(references.hashed_split(name, Split()) for name in names)
     # Four standard deviations of a binomial count.
     assert sizes["train"] == pytest.approx(16_000, abs=227)
     assert sizes["val"] == pytest.approx(2_000, abs=170)
@@ -271,13 +271,13 @@ def test_hashed_splits_have_the_configured_sizes() -> None:
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_a_split_of_everything_leaves_nothing_to_the_others(split: str) -> None:
     options = Split(**{**dict.fromkeys(("train", "val", "test"), 0.0), split: 1.0})
-    assert {captions.hashed_split(f"{n}.jpg", options) for n in range(500)} == {split}
+    assert {references.hashed_split(f"{n}.jpg", options) for n in range(500)} == {split}
 
 
 def test_another_seed_splits_otherwise() -> None:
     names = [f"{number}.jpg" for number in range(500)]
     first, second = (
-        [captions.hashed_split(name, Split(seed=seed)) for name in names] for seed in (0, 1)
+        [references.hashed_split(name, Split(seed=seed)) for name in names] for seed in (0, 1)
     )
     assert first != second
 
@@ -381,4 +381,4 @@ def test_names_that_no_image_asked_for_are_known() -> None:
 def test_lists_without_any_image_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("\n")
     with pytest.raises(InputError, match=r"train\.txt: no image is on these lists"):
-        captions.Splitter(Split(train_list=str(tmp_path / "train.txt")), None)
+        references.Splitter(Split(train_list=str(tmp_path / "train.txt")), None)
