@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -148,22 +147,16 @@ def write_tar(url: str, rows: pa.Table, images: Iterable[Bytes], number: int) ->
     (or what else it is), ``KEY.txt`` and ``KEY.json``. Returns how many there are; without any
     there is no file."""
     written = 0
-    # "w|" never seeks back: object stores cannot.
-    with storage.writer(url) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+    with storage.tar(url) as add:
         for place, (row, data) in enumerate(zip(rows.to_pylist(), images)):
             if row["caption"] is None or isinstance(data, Unreadable):
                 continue
             # What ends at a key's first dot must be unique, which an image_id need not be.
             key = f"{number:06d}{place:06d}"
             about = {name: row[name] for name in ("image_id", "uri", *CSV_COLUMNS[2:5])}
-            for name, content in (
-                (f"{key}.{extension(data)}", data),
-                (f"{key}.txt", row["caption"].encode()),
-                (f"{key}.json", json.dumps(about, ensure_ascii=False).encode()),
-            ):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+            add(f"{key}.{extension(data)}", data)
+            add(f"{key}.txt", row["caption"].encode())
+            add(f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
             written += 1
     if not written:
         storage.remove(url)

@@ -11,6 +11,7 @@ from captioner.metrics import BleuStatistics, sentence_bleu_4
 from captioner.selection import Caption
 from captioner.vocabulary import tokenize
 
+BLEU_STATISTICS = pa.list_(pa.int32(), 10)  # metrics.BleuStatistics.to_list
 _N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])
 SCHEMA = pa.schema(
     [
@@ -24,7 +25,7 @@ SCHEMA = pa.schema(
         pa.field("n_best", pa.list_(_N_BEST)),  # null unless search.n_best asks for more than one
         pa.field("references", pa.list_(pa.string())),
         pa.field("bleu_4", pa.float32()),  # of this caption alone, smoothed; null: no references
-        pa.field("bleu_statistics", pa.list_(pa.int32(), 10)),  # metrics.BleuStatistics.to_list
+        pa.field("bleu_statistics", BLEU_STATISTICS),
         pa.field("error", pa.string()),
     ]
 )

@@ -355,6 +355,9 @@ class Search(Section):
         return self
 
 
+Form = Literal["jsonl", "csv", "sidecar", "webdataset"]
+
+
 class Caption(Section):
     splits: list[Literal["train", "val", "test"]] = ["test"]
     """Which splits of the manifest a run captions; images without a split are in none."""
@@ -362,7 +365,7 @@ class Caption(Section):
     """Images that are searched at once; unless given 32, on a GPU 512 (of ``hf:`` and ``coca:``
     models 32)."""
     rows_per_file: Positive = 4096
-    formats: list[Literal["jsonl", "csv", "sidecar", "webdataset"]] = []
+    formats: list[Form] = []
     """What to write captions as beside the Parquet shards."""
 
 
@@ -506,8 +509,7 @@ def read(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(f"{url}: not a YAML file: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{url}: expected keys and values, found {type(values).__name__}")
-    for override in overrides:
-        apply(values, override)
+    apply(values, overrides)
     return values
 
 
@@ -565,12 +567,17 @@ def stages_from(stage: str) -> Sequence[str]:
     return STAGES[STAGES.index(stage) :]
 
 
-def apply(values: dict[str, Any], override: str) -> None:
-    """Set ``key.path=value`` in plain values, in place.
+def apply(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set each ``key.path=value`` in plain values, in place.
 
     Raises:
-        InputError: not of that form.
+        InputError: one is not of that form.
     """
+    for override in overrides:
+        _apply(values, override)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: expected KEY=VALUE, such as train.epochs=3")

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from captioner import features, storage
@@ -60,13 +58,10 @@ def to_webdataset(shard: str, out: str, number: int) -> Exported:
     counts = _count(shard)
     if counts.images:
         url = storage.join(out, f"{number:06d}.tar")
-        # "w|" never seeks back: object stores cannot.
-        with storage.writer(url) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+        with storage.tar(url) as add:
             for rows in _with_features(shard):
                 for row, name, data in _files(rows):
-                    member = tarfile.TarInfo(f"{number:06d}{row:06d}.{name}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+                    add(f"{number:06d}{row:06d}.{name}", data)
     return counts
 
 
@@ -77,18 +72,16 @@ LAYOUTS: dict[str, Callable[[str, str, int], Exported]] = {
 
 
 def _count(shard: str) -> Exported:
-    filesystem, path = storage.arrow_filesystem(shard)
-    errors = pq.read_table(path, columns=["error"], filesystem=filesystem)["error"]
+    with storage.parquet(shard) as file:
+        errors = file.read(["error"])["error"]
     return Exported(errors.null_count, len(errors) - errors.null_count)
 
 
 def _with_features(shard: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The shard's rows that have features, some at a time; ``row`` is their number in it."""
-    filesystem, path = storage.arrow_filesystem(shard)
     names = [*columns, "error"] if columns else None
     start = 0
-    # By default Arrow reads the whole file ahead; without a buffer, a whole row group.
-    with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False, buffer_size=1 << 20) as file:
+    with storage.parquet(shard) as file:
         for batch in file.iter_batches(_ROWS, columns=names):
             numbers = pa.array(range(start, start + len(batch)), pa.int64())
             rows = pa.Table.from_batches([batch]).append_column("row", numbers)

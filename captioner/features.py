@@ -196,10 +196,16 @@ def count(url: str) -> Counts:
     dataset = parquet_dir.dataset(url)
     errors: Counter[str] = Counter()
     for batch in dataset.to_batches(columns=["error"], filter=pc.is_valid(pc.field("error"))):
-        # What follows the colon is of one image alone: a path, a size.
-        words = pc.list_element(pc.split_pattern(batch["error"], ":", max_splits=1), 0)
-        errors.update({e["values"].as_py(): e["counts"].as_py() for e in words.value_counts()})
+        errors += by_reason(batch["error"])
     return Counts(int(dataset.count_rows()), dict(errors.most_common()))
+
+
+def by_reason(errors: pa.Array | pa.ChunkedArray) -> Counter[str]:
+    """How often each occurs, by its first words: what follows a colon is of one image alone, a path
+    or a size."""
+    words = pc.list_element(pc.split_pattern(errors.drop_null(), ":", max_splits=1), 0)
+    found = words.value_counts()
+    return Counter(dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist())))
 
 
 def with_references(rows: pa.Table) -> pa.Table:

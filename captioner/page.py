@@ -77,8 +77,7 @@ def images_of(config: JobConfig, rows: pa.Table) -> Iterator[Bytes]:
             yield next(images)
         except Exception as error:  # each fsspec file system raises its own
             # A page without its pictures is better than none.
-            reason = redaction.clean(f"{type(error).__name__}: {error}")[:200]
-            yield from [Unreadable(reason)] * (len(ids) - place)
+            yield from [Unreadable(redaction.reason(error))] * (len(ids) - place)
             return
 
 

@@ -243,7 +243,7 @@ def _too_large(size: int, max_bytes: int) -> Unreadable:
 
 
 def _unreadable(error: Exception) -> Unreadable:
-    return Unreadable(redaction.clean(f"{type(error).__name__}: {error}")[:200])
+    return Unreadable(redaction.reason(error))
 
 
 def _is_web(fs: fsspec.AbstractFileSystem) -> bool:

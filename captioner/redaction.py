@@ -57,6 +57,11 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return _BEARER.sub(rf"\g<scheme>{HIDDEN}", text)
 
 
+def reason(error: Exception) -> str:
+    """Why something was not done, as a row or a page tells it."""
+    return clean(f"{type(error).__name__}: {error}")[:200]
+
+
 def secrets_of(environment: Mapping[str, str]) -> set[str]:
     """The values of variables whose names say that they are secret, such as
     ``AWS_SECRET_ACCESS_KEY``, ``RAY_AUTH_TOKEN`` and ``HF_TOKEN``."""

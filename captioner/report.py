@@ -111,8 +111,6 @@ def _metrics(config: JobConfig) -> dict[str, Any] | None:
     url, captions = config.at("metrics.json"), config.at("captions")
     if storage.exists(url):
         metrics: dict[str, Any] = storage.read_json(url)
-        if "intervals" not in metrics:
-            raise InputError(f"{url}: of an earlier version; run `captioner score` again")
         if parquet_dir.differ(config.at("scores"), captions):
             raise InputError(f"{captions}: newer than their scores; run `captioner score` again")
         return metrics

@@ -48,7 +48,7 @@ def maps(
         return _of_images(config, captions, model)
     except Exception as error:  # each fsspec file system raises its own
         # A page without its maps is better than none.
-        reason = redaction.clean(f"{type(error).__name__}: {error}")[:200]
+        reason = redaction.reason(error)
         return {}, f"The model of these captions cannot be had to draw maps from: {reason}"
 
 

@@ -51,14 +51,12 @@ def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
     score, each a quarter of them at most, and a random sample. The rows of the ``image_id`` in
     ``gallery`` are always there, and are named, so that its pictures are found as the rows are."""
     dataset = parquet_dir.dataset(config.at("captions"))
-    # Captions of earlier versions have no confidence.
-    names = [name for name in _COLUMNS if name in dataset.schema.names]
     count = dataset.count_rows()
     pictured = pa.array(gallery, pa.string())
     if count > limit:
-        rows = dataset.take(pa.array(_places(dataset, limit, pictured)), columns=names)
+        rows = dataset.take(pa.array(_places(dataset, limit, pictured)), columns=_COLUMNS)
     else:
-        rows = dataset.to_table(columns=names)
+        rows = dataset.to_table(columns=_COLUMNS)
     rows = _with_cider(rows.sort_by("image_id"), config.at("scores"))
     texts, said = _distinct(rows["caption"])
     reasons, failed = _distinct(rows["error"])
@@ -78,7 +76,7 @@ def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
 
 def _places(dataset: pyarrow.dataset.Dataset, limit: int, pictured: pa.Array) -> list[int]:
     """Which rows of many are shown, in their order."""
-    merits = [name for name in ("bleu_4", "confidence") if name in dataset.schema.names]
+    merits = ["bleu_4", "confidence"]
     known = dataset.to_table(columns=["image_id", "error", *merits])
     shown = pc.indices_nonzero(pc.is_in(known["image_id"], value_set=pictured)).to_pylist()
     quarter = limit // 4
@@ -112,8 +110,6 @@ def _distinct(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
 
 def _hundredths(rows: pa.Table, name: str) -> list[int | None]:
     """Scores as whole hundredths, which pack well; None: not scored."""
-    if name not in rows.column_names:
-        return [None] * len(rows)
     values = rows[name].to_pylist()
     return [None if v is None or math.isnan(v) else round(100 * v) for v in values]
 

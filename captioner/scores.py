@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from captioner import features, parquet_dir
+from captioner.captions import BLEU_STATISTICS
 from captioner.config import Score
 from captioner.metrics import ORDERS, BleuStatistics, CiderD, corpus_bleu, rouge_l
 from captioner.metrics.bootstrap import LEVEL, interval, resampled_sums
@@ -41,16 +42,15 @@ _BESIDE = (
 # Scores are added as multiples of this: up to sums of 2e8 without rounding, so that the same images
 # have the same sums, to the last digit, in whatever order and blocks.
 _GRAIN = 2.0**-25
-_BLEU = pa.list_(pa.int32(), 10)  # metrics.BleuStatistics.to_list
 _ALWAYS = [
     pa.field("image_id", pa.string()),
     pa.field("bleu_4", pa.float32()),  # of this caption alone, smoothed
     pa.field("rouge_l", pa.float64()),
     pa.field("cider", pa.float64()),
-    pa.field("bleu_statistics", _BLEU),
-    pa.field("one_reference_statistics", _BLEU),
+    pa.field("bleu_statistics", BLEU_STATISTICS),
+    pa.field("one_reference_statistics", BLEU_STATISTICS),
     # of the most frequent training caption, which looks at no image
-    pa.field("baseline_statistics", _BLEU),
+    pa.field("baseline_statistics", BLEU_STATISTICS),
     pa.field("baseline_rouge_l", pa.float64()),
     pa.field("baseline_cider", pa.float64()),
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
+import tarfile
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import fsspec
@@ -132,6 +134,20 @@ def parquet(url: str) -> Iterator[pq.ParquetFile]:
         # By default Arrow reads the whole file ahead; without a buffer, a whole row group.
         file = pq.ParquetFile(source, filesystem=local, pre_buffer=False, buffer_size=4 << 20)
         yield stack.enter_context(file)
+
+
+@contextlib.contextmanager
+def tar(url: str) -> Iterator[Callable[[str, bytes], None]]:
+    """Write a tar file, by calls with the name and the content of each member."""
+    # "w|" never seeks back: object stores cannot.
+    with writer(url) as stream, tarfile.open(fileobj=stream, mode="w|") as file:
+
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+
+        yield add
 
 
 def is_away(error: BaseException) -> bool:

@@ -69,11 +69,9 @@ def of_config(config: JobConfig) -> list[Weights]:
     found = [Weights(f"encoder {identity.describe()}", _encoder_files(options))]
     name = config.decoder.pretrained
     if name is not None:
-        from captioner.decoders.gpt2 import GPT2Decoder
-        from captioner.language_model import LanguageModel
+        from captioner.decoders import gpt2
 
-        language_model, _ = LanguageModel.pretrained(name)
-        GPT2Decoder(language_model=language_model, embedding_size=1).load_pretrained(name)
+        gpt2.pretrained(name)
         found.append(Weights(f"language model {name}", _transformers_files(name)))
     return found
 

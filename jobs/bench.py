@@ -88,8 +88,7 @@ def _prepared(images: str | None, count: int, overrides: tuple[str, ...]) -> Ite
             "image": {"max_error_rate": 1.0},
             "cluster": {"rows_per_block": _BLOCK},
         }
-        for override in overrides:
-            configuration.apply(values, override)
+        configuration.apply(values, overrides)
         yield configuration.parse(values, "bench")
 
 

@@ -73,8 +73,7 @@ def _measure(size: int, simulation: Simulation, folder: str, overrides: tuple[st
         "source": {"images": folder},
         "cluster": {"encoders": simulation.encoders},
     }
-    for override in overrides:
-        configuration.apply(values, override)
+    configuration.apply(values, overrides)
     config = configuration.parse(values, "bench scale")
     make_manifest(config.at("manifest"), size)
     began = time.monotonic()

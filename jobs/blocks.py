@@ -4,7 +4,6 @@ which takes seconds in each new worker and hundreds of megabytes."""
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from captioner import parquet_dir, redaction, storage
 from captioner.config import Image, Source
 from captioner.counting import training_rows
 from captioner.errors import StorageUnavailable
-from captioner.features import finite, to_numpy, with_references
+from captioner.features import by_reason, finite, to_numpy, with_references
 from captioner.images import Decoded, Pixels, Preprocessing
 from captioner.reading import DELETED, decoded, read_images
 from captioner.sources import Part
@@ -163,8 +162,7 @@ def with_error(rows: pa.Table, where: Sequence[bool], reason: str) -> pa.Table:
 
 def errors_of(rows: pa.Table) -> dict[str, int]:
     """Failed rows by the first words of their reason; an image that is gone has not failed."""
-    reasons = (reason.split(":")[0] for reason in rows["error"].drop_null().to_pylist())
-    return dict(Counter(reason for reason in reasons if reason != DELETED))
+    return {reason: n for reason, n in by_reason(rows["error"]).items() if reason != DELETED}
 
 
 def trainable(rows: pa.Table, split: str) -> pa.Table:

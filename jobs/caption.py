@@ -102,10 +102,9 @@ def _schema_of(config: JobConfig, model: str, encoder: EncoderIdentity, known: s
     """
     url = config.at("captions")
     there = features.find_metadata(url) if storage.exists(url) else None
-    # Captions of earlier versions know no model.
     if there is not None and (
         EncoderIdentity.of_metadata(there).difference(encoder)
-        or there.get(METADATA_KEY, known.encode()) != known.encode()
+        or there.get(METADATA_KEY) != known.encode()
     ):
         raise InputError(
             f"{url}: these captions are of another model than {redaction.clean(model)} is now. "

@@ -105,6 +105,5 @@ def job_values(
         "score": {},
         "cluster": {},
     }
-    for override in overrides:
-        configuration.apply(values, override)
+    configuration.apply(values, overrides)
     return values, url

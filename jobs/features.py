@@ -120,7 +120,7 @@ def _count(url: str) -> tuple[int, int, Counter[str], Counter[str]]:
     for batch in parquet_dir.dataset(url).to_batches(columns=["image_id", "split", "error"]):
         images.append(np.array([hash(name) for name in batch["image_id"].to_pylist()], np.int64))
         splits.update(name or "in no split" for name in batch["split"].to_pylist())
-        reasons.update(error.split(":")[0] for error in batch["error"].drop_null().to_pylist())
+        reasons += features.by_reason(batch["error"])
     together = np.concatenate(images)
     return len(together), len(together) - len(np.unique(together)), splits, reasons
 

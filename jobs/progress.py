@@ -32,7 +32,6 @@ def show(
     what: str,
     total: int | None,
     run: str,
-    unit: str = "images",
     limits: ErrorLimits | None = None,
 ) -> Iterator[Any]:
     """Show a job's progress while the block runs. Yields the ``Tally`` that workers add to.
@@ -43,7 +42,7 @@ def show(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally = Tally.options(scheduling_strategy=here).remote(what, limits)
     over = threading.Event()
-    progress = Progress(what, total, unit, storage.join(run, PROGRESS))
+    progress = Progress(what, total, storage.join(run, PROGRESS))
     watcher = threading.Thread(target=_watch, args=(tally, progress, over), daemon=True)
     watcher.start()
     state = "failed"
@@ -75,9 +74,9 @@ class _Mark(NamedTuple):
 class Progress:
     """What is known of a job, as a line and as a file."""
 
-    def __init__(self, what: str, total: int | None, unit: str, url: str) -> None:
+    def __init__(self, what: str, total: int | None, url: str) -> None:
         self.moves = sys.stderr.isatty() and not logs.is_json()
-        self._what, self._total, self._unit, self._url = what, total, unit, url
+        self._what, self._total, self._url = what, total, url
         self._began, self._began_at = time.monotonic(), datetime.now(UTC)
         self._patience = _PATIENCE_S
         self._printed = self._filed = -float("inf")
@@ -174,7 +173,6 @@ class Progress:
         return {
             "job": self._what,
             "state": state,
-            "unit": self._unit,
             "done": count.done,
             "total": self._total,
             "errors": {redaction.clean(reason): times for reason, times in count.errors.items()},

@@ -60,8 +60,7 @@ def score_file(file: str, references: str, out: str, overrides: tuple[str, ...])
 def _config(file: str, out: str, overrides: tuple[str, ...]) -> JobConfig:
     name = f"captions of {redaction.clean(file)}"
     values: Row = {"name": name, "run": out, "source": {"images": file}}
-    for override in overrides:
-        configuration.apply(values, override)
+    configuration.apply(values, overrides)
     return configuration.parse(values, "captioner score")
 
 

@@ -39,7 +39,7 @@ def status(config: JobConfig) -> dict[str, Any]:
 def _command(config: JobConfig) -> str | None:
     """The command that has captioned this directory with a given model; None: it is a run.
 
-    Empty where it is not known: the directory is of an earlier version, or a scored file.
+    Empty where it is not known: the directory is a scored file.
     """
     if (command := outputs.command_of(config)) is not None:
         return command

@@ -75,7 +75,7 @@ def _now(now: dict[str, Any]) -> str:
 def _progress(progress: dict[str, Any]) -> str:
     total = "" if progress["total"] is None else f"/{progress['total']:,}"
     parts = [f"{progress['job']}, {progress['state']}"]
-    parts.append(f"{progress['done']:,}{total} {progress['unit']}")
+    parts.append(f"{progress['done']:,}{total} images")
     if progress["per_second"] is not None:
         parts.append(f"{progress['per_second']:,.1f}/s")
     if progress["state"] == "running" and progress["seconds_left"] is not None:

@@ -15,7 +15,7 @@ from ray.data import DataContext, Dataset, RandomSeedConfig
 
 from captioner import counting, features, model, model_files, storage, tower_copy, views
 from captioner.config import JobConfig
-from captioner.decoders.gpt2 import GPT2Decoder
+from captioner.decoders import gpt2
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import BytePairVocabulary, LanguageModel
@@ -144,13 +144,7 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
     name = config.decoder.pretrained
     if name is None:
         return None, None
-    language_model, vocabulary = LanguageModel.pretrained(name)
-    decoder = GPT2Decoder(
-        language_model=language_model,
-        embedding_size=1,
-        prefix_length=config.decoder.prefix_length,
-    )
-    decoder.load_pretrained(name)
+    language_model, vocabulary, decoder = gpt2.pretrained(name, config.decoder.prefix_length)
     for key, words in (("train", config.train.max_words), ("search", config.search.max_words)):
         check_length(words, decoder.most_words, name, f"{key}.max_words")
     return language_model, vocabulary

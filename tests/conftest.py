@@ -172,8 +172,7 @@ def write_config(directory: Path, data: Path) -> Path:
         f"encoder.model=local-dir:{TINY_VIT}",
     )
     values: dict[str, Any] = {}
-    for setting in (*SMALL, *places):
-        configuration.apply(values, setting)
+    configuration.apply(values, (*SMALL, *places))
     path = directory / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captioner.decoders.words import by_step
 from captioner.errors import InputError
-from captioner.language_model import FIRST, LanguageModel, needs_extra
+from captioner.language_model import FIRST, BytePairVocabulary, LanguageModel, needs_extra
 from captioner.vocabulary import EOS
 
 # The logit of what GPT-2 has no word for: low, yet finite, since label smoothing takes means.
@@ -179,6 +179,22 @@ class GPT2Decoder(nn.Module):
         never = torch.full_like(end, _IMPOSSIBLE)
         once = theirs.index_fill(-1, torch.tensor(self.end, device=hidden.device), _IMPOSSIBLE)
         return torch.cat([never, never, end, never, once], dim=-1)  # <PAD> <SOS> <EOS> <UNK>
+
+
+def pretrained(
+    name: str, prefix_length: int = 10
+) -> tuple[LanguageModel, BytePairVocabulary, GPT2Decoder]:
+    """A language model with its vocabulary, and a decoder with its weights.
+
+    Raises:
+        InputError: it, or its weights, cannot be had.
+    """
+    language_model, vocabulary = LanguageModel.pretrained(name)
+    decoder = GPT2Decoder(
+        language_model=language_model, embedding_size=1, prefix_length=prefix_length
+    )
+    decoder.load_pretrained(name)
+    return language_model, vocabulary, decoder
 
 
 assert (EOS, FIRST) == (2, 4)  # what _scores stands on

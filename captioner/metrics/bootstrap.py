@@ -63,8 +63,8 @@ def resampled_sums(
     return sums
 
 
-def interval(scores: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
-    """The bounds between which this share of the resamples' scores lie, by percentiles."""
-    tail = (1.0 - level) / 2.0
+def interval(scores: NDArray[np.float64]) -> tuple[float, float]:
+    """The bounds between which ``LEVEL`` of the resamples' scores lie, by percentiles."""
+    tail = (1.0 - LEVEL) / 2.0
     low, high = np.quantile(scores, [tail, 1.0 - tail])
     return float(low), float(high)

@@ -82,7 +82,6 @@ class Plan:
     puts: float
     resume_memory: float
     blocks_a_second: float
-    batches_a_second: float
     rows_per_block: int  # with which one driver schedules all, or as many as it can
     batch_size: int
     drivers: int  # runs side by side, each on a part of the images, with those
@@ -134,7 +133,6 @@ def plan(job: Job) -> Plan:
         + (job.images / figures.NAMES_A_LIST.value if job.source == "directory" else 0),
         resume_memory=job.images * figures.RESUME.value,
         blocks_a_second=all_together / job.rows_per_block,
-        batches_a_second=all_together / job.batch_size,
         rows_per_block=rows,
         batch_size=batch,
         drivers=math.ceil(

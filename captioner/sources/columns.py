@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
-from captioner import groups, storage
+from captioner import groups, redaction, storage
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.references import with_words
@@ -111,6 +111,14 @@ def as_captions(value: object) -> list[str]:
 def _utf8(text: str) -> str:
     """JSON may have half of a surrogate pair, which Arrow takes for an error."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def damage(file: str, error: Exception) -> str:
+    """Why the rest of a Parquet file is passed over, whose content Arrow complains of. An error of
+    its storage, on which its images still are, is raised again."""
+    if not is_damage(error):
+        raise error
+    return redaction.clean(f"the rest of a damaged Parquet file: {file} ({error})")[:300]
 
 
 def is_damage(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from captioner import redaction, storage
+from captioner import storage
 from captioner.config import Source
 from captioner.sources import columns
 from captioner.sources.listing import ROWS, Part, Rows, Version
@@ -42,11 +42,7 @@ def list_rows(part: Part, source: Source) -> Iterator[pa.Table]:
                 rows.add(image_id, part.url, version, row=number, captions=captions, **labels)
                 yield from rows.full()
     except (pa.ArrowException, OSError) as error:
-        if not columns.is_damage(error):  # of the storage: its images are still there
-            raise
-        rows.skip(
-            redaction.clean(f"the rest of a damaged Parquet file: {part.prefix} ({error})")[:300]
-        )
+        rows.skip(columns.damage(part.prefix, error))
     yield from rows.rest()
 
 

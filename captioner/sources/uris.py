@@ -50,11 +50,7 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
                 rows.add(name, place, Version(None, None, None), captions=captions, **labels)
                 yield from rows.full()
     except (pa.ArrowException, OSError) as error:
-        if not columns.is_damage(error):
-            raise
-        rows.skip(
-            redaction.clean(f"the rest of a damaged Parquet file: {part.prefix} ({error})")[:300]
-        )
+        rows.skip(columns.damage(part.prefix, error))
     yield from rows.rest()
 
 

@@ -65,7 +65,6 @@ def read(config: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     in_run = storage.join(config, "config.yaml")
     if storage.exists(in_run):  # wherever the run directory has been moved to
         values = {**configuration.read(in_run), "run": config}
-        for override in overrides:
-            configuration.apply(values, override)
+        configuration.apply(values, overrides)
         return values, in_run
     return configuration.read(config, overrides), config

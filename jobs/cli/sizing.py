@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
+from captioner.sizing.instances import DEVICES
 from jobs import logs
 
-_GPUS = ["h200", "h100", "a100", "l4", "t4", "cpu"]
 _RATE = click.FloatRange(0, min_open=True)
 
 
 @click.command("plan")
 @click.option("--images", type=_RATE, help="How many: 100e6.")
-@click.option("--gpu", type=click.Choice(_GPUS), default="h200", show_default=True)
+@click.option("--gpu", type=click.Choice(DEVICES), default="h200", show_default=True)
 @click.option(
     "--gpus", type=click.IntRange(1), default=1, show_default=True, help="With cpu: cores."
 )

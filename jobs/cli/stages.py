@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 
-from captioner.config import STAGES, JobConfig
+from captioner.config import STAGES, Form, JobConfig
 from jobs import logs
 from jobs.cli.options import (
     WITH_MODEL,
@@ -119,7 +121,7 @@ def train(config: JobConfig) -> None:
 @click.option(
     "--format",
     "formats",
-    type=click.Choice(["jsonl", "csv", "sidecar", "webdataset"]),
+    type=click.Choice(get_args(Form)),
     multiple=True,
     help="Beside Parquet: captions.jsonl, captions.csv, sidecar/ with a text file for each image, "
     "webdataset/ with images and captions in tar files. May be given several times.",

@@ -12,7 +12,14 @@ from tests.cluster import commands
 from tests.cluster.manifests import CLUSTER, OVERLAYS, of_kind, pods, ray_jobs
 from tests.conftest import REPOSITORY
 
-PAGES = [*CLUSTER.glob("*.md"), *CLUSTER.glob("slurm/*"), *CLUSTER.glob("ray-up/*")]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(REPOSITORY / "captioner").rglob("*.md"),
+    *(REPOSITORY / "configs").glob("*.yaml"),
+    *CLUSTER.glob("*.md"),
+    *CLUSTER.glob("slurm/*"),
+    *CLUSTER.glob("ray-up/*"),
+]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -40,7 +47,7 @@ def test_the_weights_job(overlay: str) -> None:
     assert commands.check(" ".join(arguments)) == []
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_pages(path: Path) -> None:
     found = [error for line in commands.in_text(path.read_text()) for error in commands.check(line)]
     assert found == []

@@ -35,8 +35,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Progress]:
-    def make(what: str, total: int | None, unit: str = "images") -> Progress:
-        return Progress(what, total, unit, str(tmp_path / "progress.json"))
+    def make(what: str, total: int | None) -> Progress:
+        return Progress(what, total, str(tmp_path / "progress.json"))
 
     return make
 

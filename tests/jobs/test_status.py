@@ -103,7 +103,7 @@ def test_an_interrupted_stage_says_how_far_it_came(run: JobConfig) -> None:
     rows = [entry for entry in Path(run.at("features")).iterdir() if entry.name == "one.parquet"]
     (checkpoints / "a.parquet").write_bytes(rows[0].read_bytes())
     (checkpoints / "b.pending.parquet").write_bytes(rows[0].read_bytes())
-    progress: dict[str, Any] = {"job": "extract", "state": "running", "unit": "images"}
+    progress: dict[str, Any] = {"job": "extract", "state": "running"}
     progress |= {"done": 22, "total": 30, "per_second": 4.0, "seconds_left": 2.0}
     progress |= {"errors": {"OSError": 1}, "updated": datetime.now(UTC).isoformat()}
     storage.write_json(run.at("progress.json"), progress)
