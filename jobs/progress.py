@@ -154,7 +154,7 @@ class Progress:
 
     def _text(self, now: float, count: Count, last: bool) -> str:
         total = "" if self._total is None else f"/{self._total:,}"
-        parts = [f"{self._what}: {count.done:,}{total} {self._unit}"]
+        parts = [f"{self._what}: {count.done:,}{total} images"]
         if (rate := self._rate(now, count)) is not None:
             recent = self._rate_now(now, count)
             at_the_moment = f" ({recent:,.1f} now)" if recent is not None and not last else ""

@@ -92,7 +92,7 @@ RESUME = Figure(
     8,
     "bytes an image done since the last complete run",
     True,
-    "README, How fast it extracts",
+    "captioner/docs/speed.md, Extraction",
 )
 GETS = Figure(
     "GET for an image, from a directory as from a tar shard",

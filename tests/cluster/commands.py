@@ -25,7 +25,7 @@ def in_text(text: str) -> Iterator[str]:
         is_shell = re.match(r" {4}|#   |\S+ \S*captioner |captioner ", line)
         # Theirs is a namespace of that name.
         if is_shell and not re.match(r"\s*(kubectl|helm|docker) ", line):
-            yield from re.findall(r"(?:^|[\s;/])captioner(?:\.sbatch)? +([a-z].*)", line)
+            yield from re.findall(r"(?:^|[\s;/])captioner(?:\.sbatch)? +((?!import )[a-z].*)", line)
     yield from re.findall(r"`captioner ([^`]+)`", text)
 
 
@@ -68,6 +68,12 @@ def _words(line: str) -> list[str]:
 def _parse(words: list[str], command: click.Command) -> tuple[list[str], dict[str, Any]]:
     """What is wrong, and the values of the command's options."""
     while isinstance(command, click.Group) and words:
+        try:
+            _, words, _ = command.make_parser(click.Context(command)).parse_args(list(words))
+        except click.UsageError as error:
+            return [error.message], {}
+        if not words or words == ["..."]:
+            return [], {}
         name, *words = words
         found = command.commands.get(name)
         if found is None:

@@ -13,7 +13,7 @@ from tests.cluster.manifests import CLUSTER, OVERLAYS, of_kind, pods, ray_jobs
 from tests.conftest import REPOSITORY
 
 PAGES = [
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
+    REPOSITORY / "README.md",
     *(REPOSITORY / "captioner").rglob("*.md"),
     *(REPOSITORY / "configs").glob("*.yaml"),
     *CLUSTER.glob("*.md"),
