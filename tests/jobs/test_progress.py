@@ -128,7 +128,7 @@ def test_others_can_read_it_from_a_file_meanwhile(
 
 def test_a_storage_that_is_away_does_not_stop_it(clock: Write, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    Progress("caption", 1, "images", f"{tmp_path}/file/progress.json").write(count(1), "done")
+    Progress("caption", 1, f"{tmp_path}/file/progress.json").write(count(1), "done")
 
 
 def test_the_line_says_how_many_actors_are_busy(
@@ -144,11 +144,11 @@ def test_the_line_says_how_many_actors_are_busy(
 def test_a_job_of_unknown_length_has_no_time_left(
     clock: Write, make: Callable[..., Progress], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = make("index", None, "files")
+    line = make("index", None)
     line.write(count(10))
     clock(2)
     line.write(count(30), "done")
-    assert capsys.readouterr().err.splitlines() == ["index: 10 files", "index: 30 files, 10.0/s"]
+    assert capsys.readouterr().err.splitlines() == ["index: 10 images", "index: 30 images, 10.0/s"]
 
 
 def test_a_job_that_stands_still_says_what_it_may_wait_for(
