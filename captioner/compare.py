@@ -13,8 +13,16 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 import captioner
-from captioner import config as configuration
-from captioner import counting, model_files, page, parquet_dir, reading, scores, storage
+from captioner import (
+    counting,
+    model_files,
+    page,
+    parquet_dir,
+    reading,
+    scores,
+    staleness,
+    storage,
+)
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -103,7 +111,7 @@ def compare(one: JobConfig, other: JobConfig) -> Comparison:
     for name in a:
         bounds = interval(drawn_b[name] - drawn_a[name])
         differences.append(Difference(scores.TITLES[name], float(a[name]), float(b[name]), *bounds))
-    return Comparison(first, second, differences, warnings, configuration.differences(one, other))
+    return Comparison(first, second, differences, warnings, staleness.differences(one, other))
 
 
 def _read(config: JobConfig) -> Run:

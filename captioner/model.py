@@ -12,8 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from captioner import config as configuration
-from captioner import decoders, features, model_files, precision, redaction, storage
+from captioner import configuration, decoders, features, model_files, precision, redaction, storage
 from captioner.config import JobConfig, Search
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError

@@ -12,8 +12,7 @@ import torch
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from captioner import backends, model_files, storage, tower_copy
-from captioner import config as configuration
+from captioner import backends, configuration, model_files, storage, tower_copy
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
 from captioner.errors import InputError

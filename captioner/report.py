@@ -29,11 +29,12 @@ from captioner import (
     scores,
     storage,
 )
-from captioner.config import JobConfig, Source, flatten
+from captioner.config import JobConfig, Source
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.metrics import ORDERS
 from captioner.reading import Bytes
+from captioner.staleness import flatten
 from captioner.training.progress import Progress, measure
 
 SEED = 0  # of the gallery: the same rows give the same page

@@ -7,8 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from captioner import config as configuration
-from captioner import looks, storage
+from captioner import configuration, looks, storage
 from captioner.backends.trained import TrainedCaptioner
 from captioner.config import Search
 from captioner.one_by_one import Captioner

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from ray.data import DataContext
 
-from captioner import config as configuration
+from captioner import configuration
 from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from captioner.errors import InputError

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from ray.data import DataContext
 
-from captioner import config as configuration
-from captioner import decoders, model, model_files, storage, tower_copy
+from captioner import configuration, decoders, model, model_files, storage, tower_copy
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
 from captioner.model import CaptionModel

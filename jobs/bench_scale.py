@@ -14,9 +14,8 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Dataset
 
-from captioner import config as configuration
-from captioner import features, manifest
-from captioner.config import JobConfig
+from captioner import configuration, features, manifest
+from captioner.config import Cluster, JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 from jobs import extract, logs, pools, session, stream, table_rows
@@ -31,7 +30,7 @@ _EMBEDDING = 512
 
 def scale(sizes: tuple[int, ...], address: str | None) -> None:
     """Print rows/s, the driver's memory and the object store's peak for each size."""
-    cluster = configuration.Cluster(address=address)
+    cluster = Cluster(address=address)
     session.start(cluster)
     logs.say(
         f"{date.today()}, {session.cores()} cores; encoder of no cost, embedding {_EMBEDDING}, "
@@ -43,7 +42,7 @@ def scale(sizes: tuple[int, ...], address: str | None) -> None:
             _measure(size, cluster, folder)
 
 
-def _measure(size: int, cluster: configuration.Cluster, folder: str) -> None:
+def _measure(size: int, cluster: Cluster, folder: str) -> None:
     config = configuration.parse(
         {
             "name": "scale",

@@ -16,7 +16,8 @@ from typing import Any
 
 from ray.data import DataContext
 
-from captioner import config as configuration
+from captioner import configuration
+from captioner.config import Cluster
 from captioner.images import Preprocessing
 from jobs import logs, session
 from jobs.bench_load import Load
@@ -52,7 +53,7 @@ class Simulation:
 
 def simulate(sizes: tuple[int, ...], simulation: Simulation, overrides: tuple[str, ...]) -> None:
     """Print rows/s reached against those wanted, and what the driver spent on it."""
-    session.start(configuration.Cluster(), simulation.cluster)
+    session.start(Cluster(), simulation.cluster)
     DataContext.get_current().wait_for_min_actors_s = 600  # start-up is not what is measured
     wanted = simulation.encoders * simulation.encoder_rate
     logs.say(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import jobs
-from captioner import config as configuration
-from captioner import parquet_dir, scenes, storage
+from captioner import configuration, parquet_dir, scenes, storage
 from captioner.config import JobConfig
 from jobs import logs, pipeline
 

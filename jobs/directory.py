@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from captioner import backends, model_files, redaction, scores, storage
-from captioner import config as configuration
+from captioner import backends, configuration, model_files, redaction, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from jobs import logs, outputs, pipeline

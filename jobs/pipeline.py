@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import yaml
 
-from captioner import config as configuration
-from captioner import features, manifest, storage, tower_copy
-from captioner.config import STAGES, JobConfig
+from captioner import configuration, features, manifest, staleness, storage, tower_copy
+from captioner.config import JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
+from captioner.staleness import STAGES
 from jobs import lock, logs, stopping
 from jobs.outputs import OUTPUTS, command_of, is_done, model_of
 
@@ -133,7 +133,7 @@ def with_warning(config: JobConfig, result: str) -> str:
 
 def may_change(listed: bool, retried: bool = False) -> Collection[str]:
     """The keys that a command may change which lists the source, or tries failed images, again."""
-    return {*(configuration.LISTING if listed else ()), *(configuration.LIMITS if retried else ())}
+    return {*(staleness.LISTING if listed else ()), *(staleness.LIMITS if retried else ())}
 
 
 def prepare(
@@ -160,12 +160,12 @@ def prepare(
     url = config.at("config.yaml")
     if storage.exists(url):
         before = configuration.parse(yaml.safe_load(storage.read_text(url)), url)
-        again = configuration.stages_from(redo) if redo else ()
+        again = staleness.stages_from(redo) if redo else ()
         differences = {
             key: values
-            for key, values in configuration.differences(before, config).items()
+            for key, values in staleness.differences(before, config).items()
             if key not in free
-            and configuration.stage_of(key) not in (*again, *remade)
+            and staleness.stage_of(key) not in (*again, *remade)
             and _has_begun(config, key, fused)
         }
         if differences and not fused and _only_a_second_stage(before, differences):
@@ -177,7 +177,7 @@ def prepare(
             lines = [
                 f"  {key}: {old!r} there, {new!r} here" for key, (old, new) in differences.items()
             ]
-            first = min(map(configuration.stage_of, differences), key=STAGES.index)
+            first = min(map(staleness.stage_of, differences), key=STAGES.index)
             way_out = (
                 "Give --out a new directory"
                 if fused
@@ -236,7 +236,7 @@ def discard(config: JobConfig, stage: str) -> None:
 
 def _has_begun(config: JobConfig, key: str, fused: bool) -> bool:
     """Whether the first stage that reads ``key`` has left anything in the run directory."""
-    stage = configuration.stage_of(key)
+    stage = staleness.stage_of(key)
     if fused and stage in ("extract", "train"):
         stage = "caption"
     return storage.exists(config.at(OUTPUTS[stage][0]))

@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from captioner import config as configuration
-from captioner import manifest, redaction, results, storage
+from captioner import configuration, manifest, redaction, results, storage
 from captioner.captions import SCHEMA, caption_rows
 from captioner.config import JobConfig
 from captioner.errors import InputError

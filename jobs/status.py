@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from captioner import model_files, storage
-from captioner.config import STAGES, JobConfig
+from captioner.config import JobConfig
 from captioner.sources.listing import Version
+from captioner.staleness import STAGES
 from jobs import lock, outputs
 
 # A text file for each image: to add up their sizes would take as long as to write them.

@@ -17,8 +17,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from captioner import config as configuration
-from captioner import scenes
+from captioner import configuration, scenes
 from tests.s3 import Door, serve
 
 REPOSITORY = Path(__file__).parent.parent

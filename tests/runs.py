@@ -28,7 +28,8 @@ from captioner import (
     tower_copy,
 )
 from captioner.captions import caption_rows
-from captioner.config import JobConfig, Score, parse
+from captioner.config import JobConfig, Score
+from captioner.configuration import parse
 from captioner.encoder import Encoder
 from captioner.images import decode
 from captioner.vocabulary import Vocabulary, count_words, tokenize

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from captioner import config as configuration
-from captioner import storage
+from captioner import configuration, storage
 from captioner.config import JobConfig
 
 

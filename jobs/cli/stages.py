@@ -6,7 +6,8 @@ from typing import get_args
 
 import click
 
-from captioner.config import STAGES, Form, JobConfig
+from captioner.config import Form, JobConfig
+from captioner.staleness import STAGES
 from jobs import logs
 from jobs.cli.options import (
     WITH_MODEL,

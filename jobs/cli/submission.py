@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from captioner import config as configuration
-from captioner import redaction
+from captioner import configuration, redaction
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.model_files import NotAModel

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from captioner import config
+from captioner import config, configuration, staleness
 from captioner.errors import InputError
 from jobs.cli import options
 
@@ -19,7 +19,7 @@ MINIMAL: dict[str, Any] = {"name": "n", "run": "runs/n", "source": {"images": "p
 def load(folder: Path, values: Any, *overrides: str) -> config.JobConfig:
     path = folder / "job.yaml"
     path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
-    return config.load(str(path), overrides)
+    return configuration.load(str(path), overrides)
 
 
 def with_section(name: str, **values: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_a_minimal_file_gets_the_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads(path: Path) -> None:
-    job = config.load(str(path))
+    job = configuration.load(str(path))
     assert job.name == path.stem
 
 
@@ -102,8 +102,8 @@ def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_an_override_sets_one_key(tmp_path: Path, override: str, key: str, value: Any) -> None:
-    changed = config.flatten(load(tmp_path, MINIMAL, override))
-    expected = {**config.flatten(load(tmp_path, MINIMAL)), key: value}
+    changed = staleness.flatten(load(tmp_path, MINIMAL, override))
+    expected = {**staleness.flatten(load(tmp_path, MINIMAL)), key: value}
     assert changed == expected
 
 
@@ -160,12 +160,12 @@ def test_attention_without_tokens_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such configuration file"):
-        config.load(str(tmp_path / "nowhere.yaml"))
+        configuration.load(str(tmp_path / "nowhere.yaml"))
 
 
 def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path}: a directory without a config.yaml"):
-        config.load(str(tmp_path))
+        configuration.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["trip #2", "2026-11-25", "20261125", "a: b"])
@@ -187,7 +187,7 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(InputError, match="not a YAML file"):
-        config.load(str(path))
+        configuration.load(str(path))
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "hello", "3"])
@@ -198,13 +198,13 @@ def test_yaml_without_keys_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_dumped_configuration_is_the_same_when_read(tmp_path: Path) -> None:
     job = load(tmp_path, MINIMAL, "train.learning_rate=1e-5", "name=Grüße")
-    assert load(tmp_path, config.dump(job)) == job
+    assert load(tmp_path, configuration.dump(job)) == job
 
 
 def test_flattened_it_is_plain_values(tmp_path: Path) -> None:
     """Reports and comparisons write them as JSON."""
     job = load(tmp_path, with_section("train", mixed_with=[{"run": "s3://bucket/run"}]))
-    flat = config.flatten(job)
+    flat = staleness.flatten(job)
     assert flat["train.mixed_with"] == [{"run": "s3://bucket/run", "share": 1.0}]
     assert json.loads(json.dumps(flat)) == flat
 
@@ -236,11 +236,11 @@ def test_a_weights_tag_stays_a_tag_and_a_weights_file_becomes_absolute(tmp_path:
 def test_differences_give_both_values(tmp_path: Path) -> None:
     old = load(tmp_path, MINIMAL)
     new = load(tmp_path, MINIMAL, "train.epochs=3", "search.beam_size=1")
-    assert config.differences(old, new) == {
+    assert staleness.differences(old, new) == {
         "train.epochs": (15, 3),
         "search.beam_size": (5, 1),
     }
-    assert config.differences(old, old) == {}
+    assert staleness.differences(old, old) == {}
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_differences_give_both_values(tmp_path: Path) -> None:
 def test_what_changes_speed_alone_is_no_difference(tmp_path: Path, override: str) -> None:
     old, new = load(tmp_path, MINIMAL), load(tmp_path, MINIMAL, override)
     assert old != new
-    assert config.differences(old, new) == {}
+    assert staleness.differences(old, new) == {}
 
 
 @pytest.mark.parametrize(
@@ -274,16 +274,16 @@ def test_what_changes_speed_alone_is_no_difference(tmp_path: Path, override: str
     ],
 )
 def test_the_first_stage_that_reads_a_key(key: str, stage: str) -> None:
-    assert config.stage_of(key) == stage
+    assert staleness.stage_of(key) == stage
 
 
 def test_every_key_that_can_differ_belongs_to_a_stage(tmp_path: Path) -> None:
-    keys = set(config.flatten(load(tmp_path, MINIMAL)))
+    keys = set(staleness.flatten(load(tmp_path, MINIMAL)))
     outside = {"name", "run", *(key for key in keys if key.startswith("cluster."))}
-    assert {config.stage_of(key) for key in keys - outside} <= set(config.STAGES)
+    assert {staleness.stage_of(key) for key in keys - outside} <= set(staleness.STAGES)
 
 
 def test_stages_from_one_to_the_last() -> None:
-    assert list(config.stages_from("train")) == ["train", "caption", "score", "report"]
-    assert list(config.stages_from("index")) == list(config.STAGES)
-    assert list(config.stages_from("report")) == ["report"]
+    assert list(staleness.stages_from("train")) == ["train", "caption", "score", "report"]
+    assert list(staleness.stages_from("index")) == list(staleness.STAGES)
+    assert list(staleness.stages_from("report")) == ["report"]

@@ -13,7 +13,8 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from captioner import decoders, model, model_files
-from captioner.config import Search, parse
+from captioner.config import Search
+from captioner.configuration import parse
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from captioner import config, decoders, model, model_files, storage
+from captioner import configuration, decoders, model, model_files, storage
 from captioner.config import Search
 from captioner.consensus import agreement
 from captioner.errors import InputError
@@ -37,7 +37,7 @@ def made(request: pytest.FixtureRequest, make_identity: MakeIdentity) -> Caption
             "attention_size": 9,
         },
     }
-    job = config.parse(values, "test")
+    job = configuration.parse(values, "test")
     identity = make_identity()
     vocabulary = Vocabulary([*SPECIAL, *WORDS])
     torch.manual_seed(0)

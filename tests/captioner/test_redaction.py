@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from captioner import config, redaction
+from captioner import configuration, redaction
 from captioner.errors import InputError
 
 AWS = (
@@ -97,8 +97,8 @@ def test_an_error_has_no_secret_from_the_beginning(monkeypatch: pytest.MonkeyPat
 def test_a_configuration_with_a_password_in_a_url_is_refused() -> None:
     values = {"name": "x", "run": "/run", "source": {"images": "sftp://me:secret@host/photos"}}
     with pytest.raises(InputError, match="fsspec's own configuration") as refused:
-        config.parse(values, "x.yaml")
+        configuration.parse(values, "x.yaml")
     assert "source.images" in str(refused.value)
     assert "secret@" not in str(refused.value)
     values["source"] = {"images": AWS}  # signed, it is what reads the source
-    assert config.parse(values, "x.yaml").source.images == AWS
+    assert configuration.parse(values, "x.yaml").source.images == AWS

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from ray.scripts.scripts import cli as ray_main
 
-from captioner import config as configuration
+from captioner import configuration
 from jobs.cli import main
 
 # What the README has in capitals, and what shells put in, stand for something.
@@ -46,7 +46,7 @@ def check(line: str) -> list[str]:
             return wrong
         words = words[: first + 1]
     wrong, values = _parse(words, main)
-    known = configuration._keys()
+    known = configuration.keys()
     keys = [override.partition("=")[0] for override in values.get("overrides") or []]
     wrong += [f"{key} is no key" for key in keys if key not in known]
     return [f"captioner {line}: {what}" for what in wrong]

@@ -114,7 +114,7 @@ def test_selectors_of_the_readme_select_something() -> None:
 
 
 def test_configuration_names_nothing_unknown() -> None:
-    from captioner import config as configuration
+    from captioner import configuration
 
     text = (REPOSITORY / "configs" / "cluster.yaml").read_text()
     configuration.parse(yaml.safe_load(text), "configs/cluster.yaml")

@@ -10,7 +10,7 @@ import pytest
 import ray
 import yaml
 
-from captioner import config as configuration
+from captioner import configuration
 from tests.cluster import manifests
 from tests.cluster.manifests import KUBERAY, OVERLAYS, Manifest, group, of_kind, ray_jobs, rendered
 from tests.conftest import REPOSITORY

@@ -100,7 +100,7 @@ def growing_cluster(tmp_path: Path) -> Iterator[str]:
 SCRIPT = """
 import sys
 import ray
-from captioner import config as configuration
+from captioner import configuration
 from captioner.errors import CannotSchedule
 from jobs import session, pools
 

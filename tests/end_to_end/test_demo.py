@@ -10,8 +10,7 @@ import numpy as np
 import yaml
 from click.testing import Result
 
-from captioner import config as configuration
-from captioner import features, parquet_dir
+from captioner import configuration, features, parquet_dir
 from captioner.encoder import Encoder
 from captioner.images import decode
 from tests.conftest import SCENES

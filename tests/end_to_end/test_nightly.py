@@ -14,8 +14,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from captioner import config as configuration
-from captioner import parquet_dir
+from captioner import configuration, parquet_dir
 from captioner.encoder import Encoder
 from captioner.errors import InputError
 from jobs import extract

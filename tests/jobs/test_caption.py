@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from captioner import config as configuration
+from captioner import configuration
 from jobs.caption import searched_together
 
 JOB = {"name": "caption", "run": "runs/caption", "source": {"images": "Photos"}}

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captioner import config as configuration
-from captioner import parquet_dir
+from captioner import configuration, parquet_dir
 from jobs import index
 from tests.listings import fill, tar
 

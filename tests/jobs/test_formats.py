@@ -9,7 +9,8 @@ import pytest
 
 from captioner import storage
 from captioner.captions import SCHEMA
-from captioner.config import Caption, JobConfig, parse
+from captioner.config import Caption, JobConfig
+from captioner.configuration import parse
 from jobs import formats
 
 

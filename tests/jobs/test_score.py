@@ -16,7 +16,8 @@ import torch
 
 from captioner import features, manifest, parquet_dir, storage
 from captioner.captions import caption_rows
-from captioner.config import JobConfig, parse
+from captioner.config import JobConfig
+from captioner.configuration import parse
 from captioner.encoder import Encoder
 from captioner.errors import InputError
 from captioner.metrics import BleuStatistics, CiderD, Variety, java, most_frequent, rouge_l

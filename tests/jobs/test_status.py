@@ -14,8 +14,7 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
-from captioner import config as configuration
-from captioner import storage
+from captioner import configuration, storage
 from captioner.config import JobConfig
 from jobs import lock, pipeline
 from jobs.cli import main

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captioner import config as configuration
-from captioner import parquet_dir
+from captioner import configuration, parquet_dir
 from jobs import session, stream, table_rows
 from jobs.pools import Workers
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from captioner import config as configuration
+from captioner import configuration
 from captioner.errors import InputError
 from jobs import submit
 from jobs.cli.submission import prepare

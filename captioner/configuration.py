@@ -1,0 +1,139 @@
+"""Configurations as YAML: read, overridden by ``key=value``, unknown keys refused, written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from datetime import date
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from captioner import storage
+from captioner.config import JobConfig, Search
+from captioner.errors import InputError
+
+
+def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a YAML configuration and apply ``key.path=value`` overrides.
+
+    Raises:
+        InputError: the file is missing or not YAML, a key is unknown, or a value does not fit.
+    """
+    return parse(read(url, overrides), url)
+
+
+def read(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML configuration, as they stand there, with overrides.
+
+    Raises:
+        InputError: the file is missing or not YAML.
+    """
+    if not storage.exists(url):
+        raise InputError(f"{url}: no such configuration file")
+    try:
+        values = yaml.safe_load(storage.read_text(url)) or {}
+    except IsADirectoryError:
+        raise InputError(
+            f"{url}: a directory without a config.yaml, so neither a configuration nor a run. To "
+            "caption the images in it, give --model and --out"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{url}: not a YAML file: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{url}: expected keys and values, found {type(values).__name__}")
+    apply(values, overrides)
+    return values
+
+
+def parse(values: dict[str, Any], origin: str) -> JobConfig:
+    """Validate plain values. ``origin`` stands in front of every error."""
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{origin}: {_describe(problem)}" for problem in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def parse_search(values: dict[str, Any], origin: str) -> Search:
+    """Validate the options of a search alone."""
+    try:
+        return Search.model_validate(values)
+    except ValidationError as error:
+        problems = [{**each, "loc": ("search", *each["loc"])} for each in error.errors()]
+        lines = [f"{origin}: {_describe(problem)}" for problem in problems]
+        raise InputError("\n".join(lines)) from None
+
+
+def dump(config: JobConfig) -> str:
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def apply(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set each ``key.path=value`` in plain values, in place.
+
+    Raises:
+        InputError: one is not of that form.
+    """
+    for override in overrides:
+        _apply(values, override)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected KEY=VALUE, such as train.epochs=3")
+    *parents, leaf = key.strip().split(".")
+    target = values
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise InputError(f"--set {override}: {parent} is a value, not a section")
+    target[leaf] = _plain(text)
+
+
+def _plain(text: str) -> Any:
+    """A value as YAML has it; but what is text anyway stays as it is: paths may have ``#``, and
+    names may look like dates."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    is_quoted = text.strip()[:1] in ("'", '"')
+    return text if isinstance(value, str | date) and not is_quoted else value
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = sorted(keys())
+        others = [other for other in known if not key.startswith(f"{other}.")]  # not its section
+        nearest = difflib.get_close_matches(key, others, n=1, cutoff=0.7)
+        hint = f"; did you mean {nearest[0]}?" if nearest else _section_hint(location, known)
+        return f"{key}: unknown key{hint}"
+    if problem["type"] == "missing":
+        return f"{key}: required, but not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (got {problem['input']!r})" if key else message
+
+
+def _section_hint(location: Sequence[str], known: Iterable[str]) -> str:
+    depth = len(location)
+    siblings = {
+        ".".join(key.split(".")[:depth])
+        for key in known
+        if key.split(".")[: depth - 1] == list(location[:-1])
+    }
+    return f"; known keys here: {', '.join(sorted(siblings))}"
+
+
+def keys(section: type[BaseModel] = JobConfig) -> list[str]:
+    """All keys that there are: ``train``, ``train.epochs`` and so on."""
+    found: list[str] = []
+    for name, field in section.model_fields.items():
+        found.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += [f"{name}.{inner}" for inner in keys(field.annotation)]
+    return found
