@@ -36,7 +36,7 @@ def bench_extract(
     Example:
       captioner bench extract --images Flickr8k/Images
     """
-    from jobs import bench as job
+    from jobs.bench import extract as job
 
     job.extract(images, count, overrides, out)
 
@@ -55,20 +55,21 @@ def bench_caption(
     Example:
       captioner bench caption --model runs/flickr8k/model --images Flickr8k/Images
     """
-    from jobs import bench_caption as job
+    from jobs.bench import caption as job
 
     job.measure(images, model_url, count, overrides)
 
 
 @bench.command("train")
-@click.argument("config", default="configs/flickr8k.yaml")
+@click.argument("config", required=False)
 @click.option("--images", default=2000, show_default=True, help="How many to make up.")
 @click.option("--captions", default=5, show_default=True, help="Of each image.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
-def bench_train(config: str, images: int, captions: int, overrides: tuple[str, ...]) -> None:
+def bench_train(config: str | None, images: int, captions: int, overrides: tuple[str, ...]) -> None:
     """Training steps alone, without shared features, and in the Ray job; and its memory.
 
-    Features are noise and captions made up: the speed is that of real ones.
+    Features are noise and captions made up: the speed is that of real ones. Without CONFIG the
+    decoder is that of configs/flickr8k.yaml.
 
     \b
     Examples:
@@ -76,9 +77,10 @@ def bench_train(config: str, images: int, captions: int, overrides: tuple[str, .
       captioner bench train --images 3000000 --captions 1 --set decoder.attention=none \\
         --set train.epochs=1
     """
-    from jobs import bench_train as job
+    from jobs.bench import train as job
+    from jobs.demo import CONFIGS
 
-    job.measure(config, images, captions, overrides)
+    job.measure(config or str(CONFIGS / "flickr8k.yaml"), images, captions, overrides)
 
 
 @bench.command("decode")
@@ -92,7 +94,7 @@ def bench_decode(images: str | None, count: int, rounds: int) -> None:
     Example:
       captioner bench decode --images Flickr8k/Images
     """
-    from jobs import bench_decode as job
+    from jobs.bench import decode as job
 
     job.measure(images, count, rounds)
 
@@ -138,13 +140,13 @@ def bench_scale(
     if encoders is None:
         if overrides:
             raise click.UsageError("--set goes with --encoders")
-        from jobs import bench_scale as job
+        from jobs.bench import scale as job
 
         job.scale(rows, address)
         return
     if address is not None:
         raise click.UsageError("--encoders plays a cluster on this machine, without --address")
-    from jobs import bench_simulation as simulation
+    from jobs.bench import simulation as simulation
 
     wanted = simulation.Simulation(encoders, encoder_rate, decode_rate)
     simulation.simulate(rows, wanted, overrides)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 
 from captioner.sizing.measured import read
-from jobs.bench import on_gpu
+from jobs.bench.measuring import on_gpu
 from tests.conftest import TINY_VIT
 
 Cli = Callable[..., Result]

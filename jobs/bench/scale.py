@@ -19,9 +19,9 @@ from captioner.config import Cluster, JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 from jobs import extract, logs, pools, session, stream, table_rows
-from jobs.bench import steady
-from jobs.bench_memory import Peaks
-from jobs.bench_stubs import EncodeNothing, make_pixels
+from jobs.bench.measuring import steady
+from jobs.bench.memory import Peaks
+from jobs.bench.stubs import EncodeNothing, make_pixels
 from jobs.tasks import map_batches
 
 _PIXELS = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -9,7 +9,7 @@ from typing import Self
 
 import psutil
 
-from jobs.bench_watch import Watch
+from jobs.bench.watch import Watch
 
 # Names of processes and of the driver's threads begin so.
 _PARTS = {

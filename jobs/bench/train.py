@@ -19,8 +19,8 @@ from captioner.training.batches import Batch, collate
 from captioner.training.learner import Learner, train_epoch
 from captioner.training.objective import cross_entropy
 from jobs import logs, session, train
-from jobs.bench import hardware, row, seconds
-from jobs.bench_memory import Peaks
+from jobs.bench.measuring import hardware, row, seconds
+from jobs.bench.memory import Peaks
 
 _WORDS = 3000  # of the vocabulary, about that of Flickr8k
 _STEPS = 20  # of a bare measurement

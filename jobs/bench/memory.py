@@ -10,7 +10,7 @@ from typing import Self
 import psutil
 import ray
 
-from jobs.bench_watch import Watch
+from jobs.bench.watch import Watch
 
 
 class Peaks(Watch):

@@ -15,7 +15,7 @@ from PIL import Image
 from captioner.errors import InputError
 from captioner.images import Preprocessing, decode
 from jobs import logs
-from jobs.bench import draw, files_of, hardware
+from jobs.bench.measuring import draw, files_of, hardware
 
 # Of the pictures, as they are cut to 4:3; the last is what telephones and cameras make.
 SIZES = ((224, 224), (500, 375), (1152, 864), (2304, 1728), (4000, 3000))

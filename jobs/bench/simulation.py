@@ -20,9 +20,9 @@ from captioner import configuration
 from captioner.config import Cluster
 from captioner.images import Preprocessing
 from jobs import logs, session
-from jobs.bench_load import Load
-from jobs.bench_memory import Peaks
-from jobs.bench_scale import extract_nothing, make_manifest
+from jobs.bench.load import Load
+from jobs.bench.memory import Peaks
+from jobs.bench.scale import extract_nothing, make_manifest
 
 # 64 of them are more than Ray sends with a task's answer: they go through the object store.
 _PIXELS = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

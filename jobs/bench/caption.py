@@ -19,7 +19,7 @@ from captioner.search import NEVER
 from captioner.vocabulary import EOS, SOS, SPECIAL, Vocabulary
 from jobs import caption as caption_job
 from jobs import index, logs, session
-from jobs.bench import draw, files_of, hardware, on_gpu, pixels_of, row, seconds, steady
+from jobs.bench.measuring import draw, files_of, hardware, on_gpu, pixels_of, row, seconds, steady
 from jobs.directory import job_config
 
 _WORDS = 3000  # of an untrained decoder's vocabulary, about that of Flickr8k

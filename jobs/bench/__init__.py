@@ -1,0 +1,1 @@
+"""What `captioner bench` measures."""
