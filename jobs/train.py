@@ -56,13 +56,7 @@ def train(config: JobConfig) -> dict[str, Any]:
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     if missing := tower_copy.write(config.at("model"), config.encoder):
         logs.say(f"train: encoder.model: {missing}")
-    filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
     epochs = config.train.epochs + config.train.self_critical.epochs
-    # How often Ray Train asks its workers, which wait for it after every epoch: its own 2 s would
-    # be most of a short one.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if config.cluster.address is None:  # no node is going to be taken away: nobody need look for it
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     started = time.monotonic()
     with (
         progress.show("train", images["train"] * epochs, config.run) as tally,
@@ -78,27 +72,8 @@ def train(config: JobConfig) -> dict[str, Any]:
             threads=workers.threads,
             tally=tally,
         )
-        trainer = (ray.train.torch.TorchTrainer if config.cluster.address else OwnTrainer)(
-            partial(work, task),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.range,
-                use_gpu=bool(workers.gpus),
-                resources_per_worker={"CPU": workers.cpus, "GPU": workers.gpus},
-                # GPUs of one node talk fast; CPU workers of one node share its cores.
-                placement_strategy="PACK" if workers.gpus else "SPREAD",
-            ),
-            # The same name at the same place: Ray Train goes on from the last checkpoint.
-            run_config=ray.train.RunConfig(
-                name="train",
-                storage_path=path,
-                storage_filesystem=filesystem,
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
-            ),
-            datasets=_datasets(config, identity, sum(of_runs) + images["val"], tally),
-            dataset_config=_ingest(),
-        )
-        trainer.fit()
+        datasets = _datasets(config, identity, sum(of_runs) + images["val"], tally)
+        _trainer(config, task, workers, datasets).fit()
     seconds = time.monotonic() - started
     history = Progress(model_files.read_history(config.at("model")))
     summary = {
@@ -112,6 +87,37 @@ def train(config: JobConfig) -> dict[str, Any]:
     }
     storage.write_summary(config.at("model"), summary)
     return summary
+
+
+def _trainer(
+    config: JobConfig, task: Task, workers: pools.Workers, datasets: dict[str, Dataset]
+) -> ray.train.torch.TorchTrainer:
+    # How often Ray Train asks its workers, which wait for it after every epoch: its own 2 s would
+    # be most of a short one.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if config.cluster.address is None:  # no node is going to be taken away: nobody need look for it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
+    return (ray.train.torch.TorchTrainer if config.cluster.address else OwnTrainer)(
+        partial(work, task),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.range,
+            use_gpu=bool(workers.gpus),
+            resources_per_worker={"CPU": workers.cpus, "GPU": workers.gpus},
+            # GPUs of one node talk fast; CPU workers of one node share its cores.
+            placement_strategy="PACK" if workers.gpus else "SPREAD",
+        ),
+        # The same name at the same place: Ray Train goes on from the last checkpoint.
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=config.cluster.train_retries),
+        ),
+        datasets=datasets,
+        dataset_config=_ingest(),
+    )
 
 
 class OwnTrainer(ray.train.torch.TorchTrainer):
