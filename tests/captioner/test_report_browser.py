@@ -214,6 +214,10 @@ def test_the_search_box_finds_words_of_captions_and_names(page: Any) -> None:
     box.fill("012345.jpg")
     counted(page, "Images found: 1; page 1 of 1")
     assert button(page, "Next page of images").is_disabled()
+    box.fill("Truncated 1000")  # a reason, and a part of a name
+    sync_api.expect(page.locator("#found tr").first).to_contain_text("truncated")
+    assert set(captions(page)) == {"OSError: truncated"}
+    assert all("1000" in name for name in column(page, 6))
     box.fill("no such words")
     counted(page, "Images found: 0; page 1 of 1")
     button(page, "Clear").click()
