@@ -90,12 +90,12 @@ class SidecarNames:
 
     def name(self, image_id: str) -> str:
         if _is_in(self.alike, _path(image_id)):
-            return _full(image_id, f"-{sha256(image_id.encode()).hexdigest()[:16]}")
+            return _own(image_id)
         return _full(image_id) if _is_in(self.shared, _stem(image_id)) else _plain(image_id)
 
     def left_by(self, image_id: str) -> list[str]:
         """What an image that has no caption any more may have left, and is no other's."""
-        names = (_full(image_id), _plain(image_id))
+        names = (_own(image_id), _full(image_id), _plain(image_id))
         return [name for name in names if not _is_in(self.taken, name)]
 
 
@@ -110,6 +110,10 @@ def _stem(image_id: str) -> str:
 def _plain(image_id: str) -> str:
     path = path_of(image_id)
     return str(path.with_name(f"{_fitting(path.stem, len('.txt'))}.txt"))
+
+
+def _own(image_id: str) -> str:
+    return _full(image_id, f"-{sha256(image_id.encode()).hexdigest()[:16]}")
 
 
 def _full(image_id: str, mark: str = "") -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from captioner.metrics import BleuStatistics, sentence_bleu_4
-from captioner.selection import Caption
 from captioner.vocabulary import tokenize
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds in every worker that scores
+    from captioner.selection import Caption
 
 BLEU_STATISTICS = pa.list_(pa.int32(), 10)  # metrics.BleuStatistics.to_list
 _N_BEST = pa.struct([("caption", pa.string()), ("log_probability", pa.float32())])

@@ -116,7 +116,9 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: required, but not given"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (got {problem['input']!r})" if key else message
+    if not key or isinstance(problem["input"], dict):  # of a section what does not go together
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message} (got {problem['input']!r})"
 
 
 def _section_hint(location: Sequence[str], known: Iterable[str]) -> str:

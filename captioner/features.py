@@ -195,7 +195,7 @@ def count(url: str) -> Counts:
     """Rows, and failed rows by reason, of feature or caption shards."""
     dataset = parquet_dir.dataset(url)
     errors: Counter[str] = Counter()
-    for batch in dataset.to_batches(columns=["error"], filter=pc.is_valid(pc.field("error"))):
+    for batch in dataset.to_batches(columns=["error"], filter=FAILED):
         errors += by_reason(batch["error"])
     return Counts(int(dataset.count_rows()), dict(errors.most_common()))
 

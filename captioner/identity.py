@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from captioner import __version__
@@ -86,4 +86,6 @@ class EncoderIdentity:
     def from_dict(cls, values: dict[str, Any]) -> EncoderIdentity:
         picture = dict(values["preprocessing"])
         picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
-        return cls(**{**values, "preprocessing": Preprocessing(**picture)})
+        # What another version of captioner knew beside these changes no features.
+        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        return cls(**{**known, "preprocessing": Preprocessing(**picture)})

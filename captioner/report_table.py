@@ -25,6 +25,8 @@ from captioner.vocabulary import tokenize
 SEED = 0
 MOST = 30  # words, or captions, of a list
 _COLUMNS = ["image_id", "caption", "bleu_4", "confidence", "error"]
+# An image that is gone has neither a caption nor failed.
+_THERE = pc.field("error").is_null() | (pc.field("error") != DELETED)
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
     score, each a quarter of them at most, and a random sample. The rows of the ``image_id`` in
     ``gallery`` are always there, and are named, so that its pictures are found as the rows are."""
     dataset = parquet_dir.dataset(config.at("captions"))
-    count = dataset.count_rows()
+    count = dataset.count_rows(filter=_THERE)
     pictured = pa.array(gallery, pa.string())
     if count > limit:
         rows = dataset.take(pa.array(_places(dataset, limit, pictured)), columns=_COLUMNS)
     else:
-        rows = dataset.to_table(columns=_COLUMNS)
+        rows = dataset.to_table(columns=_COLUMNS, filter=_THERE)
     rows = _with_cider(rows.sort_by("image_id"), config.at("scores"))
     texts, said = _distinct(rows["caption"])
     reasons, failed = _distinct(rows["error"])
@@ -78,10 +80,11 @@ def _places(dataset: pyarrow.dataset.Dataset, limit: int, pictured: pa.Array) ->
     """Which rows of many are shown, in their order."""
     merits = ["bleu_4", "confidence"]
     known = dataset.to_table(columns=["image_id", "error", *merits])
+    there = pc.indices_nonzero(pc.fill_null(pc.not_equal(known["error"], DELETED), True))
+    known = known.take(there)
     shown = pc.indices_nonzero(pc.is_in(known["image_id"], value_set=pictured)).to_pylist()
     quarter = limit // 4
-    has_failed = pc.not_equal(known["error"], DELETED)  # null where nothing went wrong
-    failed = pc.indices_nonzero(pc.fill_null(has_failed, False))[:quarter].to_pylist()
+    failed = pc.indices_nonzero(known["error"].is_valid())[:quarter].to_pylist()
     # What has no references is judged by how sure the model was of it.
     by = next((name for name in merits if known[name].null_count < len(known)), None)
     worst = []
@@ -90,7 +93,8 @@ def _places(dataset: pyarrow.dataset.Dataset, limit: int, pictured: pa.Array) ->
         worst = order.filter(known[by].take(order).is_valid()).to_pylist()
     sample = random.Random(SEED).sample(range(len(known)), limit)
     wanted = [*shown, *failed, *worst, *sample]
-    return sorted([*dict.fromkeys(wanted)][: max(limit, len(shown))])
+    kept = [*dict.fromkeys(wanted)][: max(limit, len(shown))]
+    return sorted(there.take(pa.array(kept, pa.int64())).to_pylist())
 
 
 def _with_cider(rows: pa.Table, scores: str) -> pa.Table:

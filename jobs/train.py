@@ -150,9 +150,10 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
     name = config.decoder.pretrained
     if name is None:
         return None, None
-    language_model, vocabulary, decoder = gpt2.pretrained(name, config.decoder.prefix_length)
+    language_model, vocabulary, most = gpt2.pretrained(name)
+    most -= config.decoder.prefix_length - 1
     for key, words in (("train", config.train.max_words), ("search", config.search.max_words)):
-        check_length(words, decoder.most_words, name, f"{key}.max_words")
+        check_length(words, most, name, f"{key}.max_words")
     return language_model, vocabulary
 
 

@@ -181,20 +181,17 @@ class GPT2Decoder(nn.Module):
         return torch.cat([never, never, end, never, once], dim=-1)  # <PAD> <SOS> <EOS> <UNK>
 
 
-def pretrained(
-    name: str, prefix_length: int = 10
-) -> tuple[LanguageModel, BytePairVocabulary, GPT2Decoder]:
-    """A language model with its vocabulary, and a decoder with its weights.
+def pretrained(name: str) -> tuple[LanguageModel, BytePairVocabulary, int]:
+    """A language model, whose weights can be had, with its vocabulary, and for how many tokens it
+    has places, behind a prefix of one.
 
     Raises:
         InputError: it, or its weights, cannot be had.
     """
     language_model, vocabulary = LanguageModel.pretrained(name)
-    decoder = GPT2Decoder(
-        language_model=language_model, embedding_size=1, prefix_length=prefix_length
-    )
+    decoder = GPT2Decoder(language_model=language_model, embedding_size=1, prefix_length=1)
     decoder.load_pretrained(name)
-    return language_model, vocabulary, decoder
+    return language_model, vocabulary, decoder.most_words
 
 
 assert (EOS, FIRST) == (2, 4)  # what _scores stands on

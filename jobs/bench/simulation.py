@@ -26,7 +26,7 @@ from jobs.bench.scale import extract_nothing, make_manifest
 
 # 64 of them are more than Ray sends with a task's answer: they go through the object store.
 _PIXELS = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-SPARE_CPUS = 8  # for reading the manifest and writing
+_SPARE_CPUS = 8  # for reading the manifest and writing
 _MORE = 1.5
 _MEMORY = 1024**3  # that each of them claims at most
 
@@ -47,7 +47,7 @@ class Simulation:
 
     @property
     def cluster(self) -> session.Pretended:
-        cpus = self.encoders + self.decoders + SPARE_CPUS
+        cpus = self.encoders + self.decoders + _SPARE_CPUS
         return session.Pretended(cpus, self.encoders, cpus * _MEMORY)
 
 

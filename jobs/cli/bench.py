@@ -146,7 +146,7 @@ def bench_scale(
         return
     if address is not None:
         raise click.UsageError("--encoders plays a cluster on this machine, without --address")
-    from jobs.bench import simulation as simulation
+    from jobs.bench import simulation
 
     wanted = simulation.Simulation(encoders, encoder_rate, decode_rate)
     simulation.simulate(rows, wanted, overrides)

@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ from captioner import page as pages
 from captioner.config import JobConfig, Report
 from captioner.errors import InputError
 from captioner.images import decode
+from captioner.reading import DELETED
 from captioner.vocabulary import Vocabulary
 from tests.pages import Page, image_of
 from tests.runs import (
@@ -506,6 +508,27 @@ def test_captions_that_were_never_scored(run: JobConfig) -> None:
     with pytest.raises(InputError, match=r"metrics\.json.*captioner score"):
         report.write(run)
     assert not storage.exists(run.at("report.html"))
+
+
+@pytest.mark.parametrize("limit", [1000, 5])
+def test_deleted_images_are_neither_captioned_nor_failed(run: JobConfig, limit: int) -> None:
+    storage.remove(run.at("features"))
+    before = report_table.table(run, limit, [])
+    failed = 0
+    for url in parquet_dir.files(run.at("captions")):
+        with storage.parquet(url) as file:
+            rows = file.read()
+        place = rows.schema.get_field_index("error")
+        gone = pc.if_else(rows["error"].is_valid(), DELETED, rows["error"])
+        storage.write_table(url, rows.set_column(place, rows.schema.field(place), gone))
+        failed += len(rows) - rows["error"].null_count
+    after = report_table.table(run, limit, [])
+    assert failed > 0
+    assert before.of - after.of == failed
+    packed = json.loads(gzip.decompress(base64.b64decode(after.packed)))
+    assert packed["reasons"] == []
+    assert after.rows == min(limit, after.of)
+    assert report._errors(run) == []
 
 
 def test_captions_of_another_runs_model(run: JobConfig) -> None:

@@ -14,6 +14,7 @@ import ray
 from captioner.errors import InputError
 from jobs import tasks
 from tests.conftest import REPOSITORY
+from tests.processes import printed_by
 
 SIGNED = "https://host/cat.jpg?X-Amz-Signature=" + "beefbeef" * 2
 SIGNATURE = "beefbeefbeefbeef"
@@ -103,6 +104,14 @@ def test_rays_session_logs_have_no_secret(cluster: str) -> None:
 def _texts(logs: Path) -> list[str]:
     files = [path for path in logs.rglob("*") if path.is_file()]
     return [path.read_text(errors="replace") for path in files]
+
+
+def test_workers_of_tasks_need_no_torch() -> None:
+    """Each new one would wait for it for seconds."""
+    modules = "jobs.blocks, jobs.counts, jobs.formats, jobs.mixture, jobs.score"
+    loaded = printed_by(f"import {modules}, sys; print(*sys.modules)").split()
+    assert "jobs.score" in loaded
+    assert not {"torch", "open_clip"} & set(loaded)
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "jobs").rglob("*.py")), ids=lambda p: p.stem)
