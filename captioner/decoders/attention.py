@@ -31,9 +31,19 @@ class AdditiveAttention(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.query(query).unsqueeze(2)  # (images, rows, 1, attention_size)
-        energy = torch.tanh(queries + keys.unsqueeze(1))  # (images, rows, patches, attention_size)
-        weights = self.score(energy).squeeze(-1).softmax(dim=-1)  # (images, rows, patches)
+        scores = self._scores(queries + keys.unsqueeze(1))  # (images, rows, patches)
+        weights = scores.softmax(dim=-1)
         return weights @ values, weights
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """v . tanh(x) for ``x: (images, rows, patches, attention_size)``, which it writes over."""
+        if not x.is_cpu:
+            return self.score(torch.tanh(x)).squeeze(-1)  # type: ignore[no-any-return]
+        # tanh(x) = 2 sigmoid(2 x) - 1, and so v . tanh(x) = 2 (v . sigmoid(2 x) - sum(v) / 2): in a
+        # quarter of the time, but in more steps, and a GPU waits for those.
+        v = self.score.weight
+        x = x.mul_(2.0).sigmoid_()
+        return 2.0 * nn.functional.linear(x, v, -0.5 * v.sum(dim=1)).squeeze(-1)
 
 
 class MultiHeadAttention(nn.Module):
