@@ -62,6 +62,9 @@ class Source(Section):
     include: list[str] = ["*"]
     """Globs over file names; over paths relative to ``images`` where they contain a slash."""
     exclude: list[str] = NOT_IMAGES
+    sidecar_captions: bool = False
+    """Of a directory: an image's captions are the lines of the text file beside it, ``cat.txt`` for
+    ``cat.jpg``, as in img2dataset's plain files. Every listing reads them all."""
     image_column: str | None = None
     """Of Parquet: image bytes, or URIs. None: the first of the usual names that is there."""
     caption_column: str | None = None

@@ -34,6 +34,11 @@ def parts(source: Source) -> list[Part]:
         InputError: it is not there, or is not what ``source.format`` says.
     """
     kind = _kind(source)
+    if source.sidecar_captions and (kind != "directory" or source.captions):
+        other = f"source.captions is {source.captions}" if source.captions else f"a {kind} source"
+        raise InputError(
+            f"source.sidecar_captions: for a directory without captions file, not {other}"
+        )
     if kind == "directory":
         _keeps_nothing(source)
         return directory.parts(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
@@ -13,6 +14,7 @@ import pyarrow as pa
 from captioner import storage
 from captioner.config import Source
 from captioner.errors import InputError
+from captioner.references import with_words
 from captioner.sources.listing import Part, Rows, Version, is_utf8, matches
 
 ENOUGH = 64  # directories to list at the same time
@@ -74,6 +76,30 @@ def _trees_in(part: Part, source: Source) -> list[Part] | None:
 
 def list_files(part: Part, source: Source) -> Iterator[pa.Table]:
     """The files of a directory or, of a ``tree``, also of all directories below it."""
+    if not source.sidecar_captions:
+        yield from _list_files(part, source)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for rows in _list_files(part, source):
+            captions = list(pool.map(_beside, rows["uri"].to_pylist()))
+            place = rows.schema.get_field_index("captions")
+            field = rows.schema.field(place)
+            yield rows.set_column(place, field, pa.array(captions, field.type))
+
+
+def _beside(uri: str | None) -> list[str] | None:
+    """The captions in the text file beside an image; None: of a row that is no image."""
+    if uri is None:
+        return None
+    folder, slash, name = uri.rpartition("/")
+    fs, path = storage.filesystem(f"{folder}{slash}{PurePosixPath(name).stem}.txt")
+    try:
+        return with_words(fs.cat_file(path).decode("utf-8-sig", "replace").splitlines())
+    except FileNotFoundError:
+        return []
+
+
+def _list_files(part: Part, source: Source) -> Iterator[pa.Table]:
     fs, path = storage.filesystem(part.url)
     rows = Rows(source)
     below = [(path.rstrip("/"), part.prefix)]

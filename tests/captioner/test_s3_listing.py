@@ -5,7 +5,7 @@ import pytest
 
 from captioner import storage
 from captioner.sources.directory import _pages_of_s3
-from tests.listings import ids
+from tests.listings import ids, listed
 from tests.s3 import BUCKET, Door
 
 PREFIX = f"{BUCKET}/pages"
@@ -40,3 +40,14 @@ def test_a_listing_is_made_of_pages_and_keeps_none(prefix: str) -> None:
     assert found == sorted(KEYS)
     assert not skipped
     assert not fs.dircache
+
+
+def test_captions_beside_images_of_a_bucket(prefix: str) -> None:
+    fs = fsspec.filesystem("s3")
+    for name in ("0.txt", "grüße ☃/0.txt"):
+        fs.pipe_file(f"{PREFIX}/{name}", f"A photograph, {name}".encode())
+    found, _ = listed(f"s3://{prefix}", sidecar_captions=True)
+    captions = {row["image_id"]: row["captions"] for row in found}
+    assert captions.pop("0.jpg") == ["A photograph, 0.txt"]
+    assert captions.pop("grüße ☃/0.jpg") == ["A photograph, grüße ☃/0.txt"]
+    assert list(captions.values()) == [[]] * (len(KEYS) - 2)

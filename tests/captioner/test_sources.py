@@ -362,3 +362,31 @@ def test_a_large_part_comes_as_several_tables(
     assert [len(table) for table in tables] == [10, 10, 10, 6]
     together = pa.concat_tables(tables)["image_id"].to_pylist()
     assert sorted(together) == ["", *(f"{n:03}.jpg" for n in range(35))]
+
+
+def test_captions_of_a_directory_may_lie_beside_its_images(tmp_path: Path) -> None:
+    """As img2dataset leaves them, with its own notes among them."""
+    fill(tmp_path, "00000/000000000.jpg", "00000/a.b.jpg", "00000/c.jpg", "00001/c.png", "d")
+    fill(tmp_path, "00000.parquet", "00000_stats.json", "00000/000000000.json")
+    texts = {"00000/000000000": "A dog.\n", "00000/a.b": "A cat.\n\n . \nTwo cats.", "d": "A hen."}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    found, _ = listed(tmp_path, sidecar_captions=True)
+    expected = {
+        "00000/000000000.jpg": ["A dog."],
+        "00000/a.b.jpg": ["A cat.", "Two cats."],
+        "00000/c.jpg": [],
+        "00001/c.png": [],
+        "d": ["A hen."],
+    }
+    assert {row["image_id"]: row["captions"] for row in found} == expected
+    plain, _ = listed(tmp_path)
+    assert {row["image_id"]: row["captions"] for row in plain} == dict.fromkeys(expected)
+
+
+def test_captions_beside_images_are_those_of_directories(tmp_path: Path) -> None:
+    fill(tmp_path, "list.txt")
+    for options in ({"images": tmp_path / "list.txt"}, {"images": tmp_path, "captions": "c.txt"}):
+        values = {name: str(value) for name, value in options.items()}
+        with pytest.raises(InputError, match=r"source\.sidecar_captions: for a directory"):
+            sources.parts(Source(**values, sidecar_captions=True))
