@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,8 +57,11 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """For torch, on the worker's own machine: logical CPUs may be more than its cores."""
-        return min(self.cpus, cores())
+        """For torch, on the worker's own machine: logical CPUs may be more than its cores. Where
+        OpenMP may have fewer, bf16 gives no numbers if torch is told of more."""
+        limit = os.environ.get("OMP_THREAD_LIMIT", "")
+        limits = [int(limit)] if limit.isdecimal() and int(limit) else []
+        return min(self.cpus, cores(), *limits)
 
 
 def encoders(config: JobConfig, batches: int = 0, model_bytes: int = 0) -> Workers:

@@ -44,3 +44,13 @@ def test_they_share_the_cpus_of_their_node(cluster: str, tmp_path: Path) -> None
     assert claimed(1000) == (4, 1)
     assert claimed(1000, encoders=1) == (1, 4)
     assert claimed(1000, encoders_max=3) == (1, 4)
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("1", 1), ("", 8), ("0", 8), ("none", 8), ("9", 8)])
+def test_no_more_threads_than_openmp_may_have(
+    limit: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told of more, torch gives no numbers in bf16."""
+    monkeypatch.setenv("OMP_THREAD_LIMIT", limit)
+    monkeypatch.setattr(pools, "cores", lambda: 8)
+    assert Workers(1, 16, 0).threads == threads
