@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from captioner import storage
-from captioner.config import JobConfig, Search
+from captioner.config import JobConfig, Search, Section
 from captioner.errors import InputError
+
+S = TypeVar("S", bound=Section)
 
 
 def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
@@ -49,19 +51,19 @@ def read(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def parse(values: dict[str, Any], origin: str) -> JobConfig:
     """Validate plain values. ``origin`` stands in front of every error."""
-    try:
-        return JobConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{origin}: {_describe(problem)}" for problem in error.errors()]
-        raise InputError("\n".join(lines)) from None
+    return _validated(JobConfig, values, origin)
 
 
 def parse_search(values: dict[str, Any], origin: str) -> Search:
     """Validate the options of a search alone."""
+    return _validated(Search, values, origin, "search")
+
+
+def _validated(kind: type[S], values: dict[str, Any], origin: str, *section: str) -> S:
     try:
-        return Search.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        problems = [{**each, "loc": ("search", *each["loc"])} for each in error.errors()]
+        problems = [{**each, "loc": (*section, *each["loc"])} for each in error.errors()]
         lines = [f"{origin}: {_describe(problem)}" for problem in problems]
         raise InputError("\n".join(lines)) from None
 
@@ -115,9 +117,11 @@ def _describe(problem: Any) -> str:
         return f"{key}: unknown key{hint}"
     if problem["type"] == "missing":
         return f"{key}: required, but not given"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not key or isinstance(problem["input"], dict):  # of a section what does not go together
-        return f"{key}: {message}" if key else message
+    message: str = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    if isinstance(problem["input"], dict):  # of a section what does not go together
+        return f"{key}: {message}"
     return f"{key}: {message} (got {problem['input']!r})"
 
 

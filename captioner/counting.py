@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioner import chance
+from captioner import chance, manifest
 from captioner.metrics import CiderD, Variety
 from captioner.metrics.cider import Ngram, Tokens, ngrams_of_image
 from captioner.vocabulary import END, tokenize
@@ -28,17 +28,11 @@ def count_texts(rows: pa.Table) -> pa.Table:
     return _table(counts)
 
 
-def training_rows(rows: pa.Table) -> pa.Table:
-    """Of manifest rows those that are there to learn from: not what was deleted since."""
-    there = pc.and_(pc.equal(rows["split"], "train"), pc.is_null(rows["deleted"]))
-    return rows.filter(there)
-
-
 def count_training(rows: pa.Table, share: float, seed: int) -> pa.Table:
     """Manifest rows -> ``kind text count``, as above, of every ``ngram`` in the captions of such a
     share of the training images. The end of a caption counts as a word."""
     counts: dict[str, Counter[str]] = {"ngram": Counter(), "image": Counter()}
-    training = training_rows(rows)
+    training = rows.filter(manifest.TRAINING)
     if share < 1.0:
         drawn = chance.of_each(training["serial"].to_numpy(), seed) < share
         training = training.filter(pa.array(drawn))
@@ -55,7 +49,7 @@ def _count_image(counts: Mapping[str, Counter[str]], references: Iterable[Tokens
 def count_references(rows: pa.Table, training: bool) -> pa.Table:
     """Manifest rows -> ``kind text count`` of every ``reference``, in words: of the images that are
     there to learn from, or of all."""
-    rows = training_rows(rows) if training else rows
+    rows = rows.filter(manifest.TRAINING) if training else rows
     texts = (text for of_image in rows["captions"].to_pylist() for text in of_image)
     return _table({"reference": Counter(" ".join(tokenize(text)) for text in texts)})
 

@@ -37,6 +37,8 @@ SCHEMA = pa.schema(
         pa.field("captions", pa.list_(pa.string())),  # may be empty
     ]
 )
+# Images that are there to learn from: not what was deleted since.
+TRAINING = (pc.field("split") == "train") & pc.field("deleted").is_null()
 _RESERVED = ("directory", "skipped", "times")  # of score.group_by, and of a listing
 ROWS_PER_FILE = 100_000
 
@@ -252,9 +254,8 @@ def renew(url: str, serials: NDArray[np.int64]) -> int:
 
 
 def _files_of(url: str, schema: pa.Schema = SCHEMA) -> Iterator[pa.Table]:
-    for file in sorted(
-        parquet_dir.dataset(url).get_fragments(), key=lambda fragment: fragment.path
-    ):
+    files = parquet_dir.dataset(url).get_fragments()
+    for file in sorted(files, key=lambda file: file.path):
         yield file.to_table(schema=schema)
 
 

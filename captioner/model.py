@@ -21,7 +21,7 @@ from captioner.language_model import AnyVocabulary, BytePairVocabulary, Language
 from captioner.model_files import ENCODER, LANGUAGE_MODEL, REQUIRED, VOCABULARY, WEIGHTS, NotAModel
 from captioner.search import Words, find
 from captioner.search.rules import check_length
-from captioner.selection import Caption, captions_of
+from captioner.selection import Caption, at, captions_of
 from captioner.vocabulary import Vocabulary
 
 METADATA_KEY = b"captioner.model"  # of caption shards: the digest of the model that has made them
@@ -121,8 +121,7 @@ class CaptionModel:
         if not good.all():
             some = None if tokens is None else tokens[good]
             known = [name for name, kept in zip(ids, good) if kept]
-            found = iter(self.caption(embedding[good], some, search, known))
-            return [next(found) if kept else None for kept in good]
+            return at(self.caption(embedding[good], some, search, known), good)
         return captions_of(hypotheses, search, self.vocabulary.decode, self.vocabulary.said)
 
     @torch.inference_mode()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import yaml
-
-from captioner import storage
+from captioner import configuration, storage
 from captioner.errors import InputError
 
 CONFIG = "config.yaml"
@@ -35,8 +33,7 @@ def read_config(url: str) -> tuple[dict[str, Any], str]:
         raise NotAModel(
             f"{url}: not a model directory: no {CONFIG} in it (nor hf:NAME or coca:NAME)"
         )
-    values: dict[str, Any] = yaml.safe_load(storage.read_text(place))
-    return values, place
+    return configuration.read(place), place
 
 
 def read_history(url: str) -> list[dict[str, Any]]:

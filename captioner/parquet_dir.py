@@ -51,6 +51,8 @@ def look_up(
     Args:
         images: ``dataset(url)`` of a caller that asks again: it knows the footers.
     """
+    if not len(keys):
+        return images.schema.empty_table().select(list(columns))
     # The bounds let a reader pass over files and row groups, which hold keys more or less in order.
     first, last = pc.min_max(keys).as_py().values()
     field = pc.field(key)

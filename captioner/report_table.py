@@ -16,17 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
-from captioner import parquet_dir, storage
+from captioner import features, parquet_dir, storage
 from captioner.config import JobConfig
 from captioner.metrics import Variety
-from captioner.reading import DELETED
 from captioner.vocabulary import tokenize
 
 SEED = 0
 MOST = 30  # words, or captions, of a list
 _COLUMNS = ["image_id", "caption", "bleu_4", "confidence", "error"]
 # An image that is gone has neither a caption nor failed.
-_THERE = pc.field("error").is_null() | (pc.field("error") != DELETED)
+_THERE = pc.field("error").is_null() | features.FAILED
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,13 @@ def table(config: JobConfig, limit: int, gallery: Sequence[str]) -> Table:
     """Every row of ``captions/``; of more than ``limit`` the failed ones, those of the lowest
     score, each a quarter of them at most, and a random sample. The rows of the ``image_id`` in
     ``gallery`` are always there, and are named, so that its pictures are found as the rows are."""
-    dataset = parquet_dir.dataset(config.at("captions"))
-    count = dataset.count_rows(filter=_THERE)
+    dataset = parquet_dir.dataset(config.at("captions")).filter(_THERE)
+    count = dataset.count_rows()
     pictured = pa.array(gallery, pa.string())
     if count > limit:
         rows = dataset.take(pa.array(_places(dataset, limit, pictured)), columns=_COLUMNS)
     else:
-        rows = dataset.to_table(columns=_COLUMNS, filter=_THERE)
+        rows = dataset.to_table(columns=_COLUMNS)
     rows = _with_cider(rows.sort_by("image_id"), config.at("scores"))
     texts, said = _distinct(rows["caption"])
     reasons, failed = _distinct(rows["error"])
@@ -80,8 +79,6 @@ def _places(dataset: pyarrow.dataset.Dataset, limit: int, pictured: pa.Array) ->
     """Which rows of many are shown, in their order."""
     merits = ["bleu_4", "confidence"]
     known = dataset.to_table(columns=["image_id", "error", *merits])
-    there = pc.indices_nonzero(pc.fill_null(pc.not_equal(known["error"], DELETED), True))
-    known = known.take(there)
     shown = pc.indices_nonzero(pc.is_in(known["image_id"], value_set=pictured)).to_pylist()
     quarter = limit // 4
     failed = pc.indices_nonzero(known["error"].is_valid())[:quarter].to_pylist()
@@ -93,8 +90,7 @@ def _places(dataset: pyarrow.dataset.Dataset, limit: int, pictured: pa.Array) ->
         worst = order.filter(known[by].take(order).is_valid()).to_pylist()
     sample = random.Random(SEED).sample(range(len(known)), limit)
     wanted = [*shown, *failed, *worst, *sample]
-    kept = [*dict.fromkeys(wanted)][: max(limit, len(shown))]
-    return sorted(there.take(pa.array(kept, pa.int64())).to_pylist())
+    return sorted([*dict.fromkeys(wanted)][: max(limit, len(shown))])
 
 
 def _with_cider(rows: pa.Table, scores: str) -> pa.Table:

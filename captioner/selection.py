@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from captioner.search import Hypotheses
 from captioner.vocabulary import PAD
 
 Ids = Sequence[int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,22 @@ def _of_image(
         )
     best = order[0]
     tokens = sum(number != PAD for number in beams[best])
-    n_best: dict[str, float] = {}
-    for number in order if options.n_best > 1 else ():
-        if len(n_best) < options.n_best:
-            n_best.setdefault(decode(beams[number]), logs[number])
-    return Caption(
-        decode(beams[best]), logs[best], math.exp(logs[best] / tokens), tuple(n_best.items())
-    )
+    n_best = different(((decode(beams[n]), logs[n]) for n in order), options.n_best)
+    return Caption(decode(beams[best]), logs[best], math.exp(logs[best] / tokens), n_best)
+
+
+def different(found: Iterable[tuple[str, float]], most: int) -> tuple[tuple[str, float], ...]:
+    """``Caption.n_best`` of captions with their log-probabilities, the best first: so many that
+    differ; none where one is all that is asked for."""
+    best: dict[str, float] = {}
+    for text, log_probability in found if most > 1 else ():
+        best.setdefault(text, log_probability)
+        if len(best) == most:
+            break
+    return tuple(best.items())
+
+
+def at(found: Iterable[T], there: Iterable[bool]) -> list[T | None]:
+    """What was found of the images that are ``there``, in their order -> of all, None of others."""
+    each = iter(found)
+    return [next(each) if is_there else None for is_there in there]

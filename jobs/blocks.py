@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from captioner import parquet_dir, redaction, storage
+from captioner import manifest, parquet_dir, redaction, storage
 from captioner.config import Image, Source
-from captioner.counting import training_rows
 from captioner.errors import StorageUnavailable
 from captioner.features import by_reason, finite, to_numpy, with_references
 from captioner.images import Decoded, Pixels, Preprocessing
@@ -179,7 +178,7 @@ def trainable(rows: pa.Table, split: str) -> pa.Table:
 
 def count_training_words(rows: pa.Table) -> pa.Table:
     """``word count`` over the captions of the training split."""
-    training = training_rows(rows)["captions"].to_pylist()
+    training = rows.filter(manifest.TRAINING)["captions"].to_pylist()
     counts = count_words(caption for captions in training for caption in captions)
     return pa.table(
         {

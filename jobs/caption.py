@@ -19,7 +19,7 @@ from captioner.config import JobConfig, Search
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.model import METADATA_KEY, CaptionModel, digest
-from captioner.selection import Caption
+from captioner.selection import Caption, at
 from jobs import blocks, formats, pools, session, stream, table_rows
 from jobs.tally import Reporter, telling
 
@@ -167,8 +167,7 @@ class CaptionFeatures:
         tokens = features.to_numpy(good["tokens"]) if has_tokens else None
         ids = good["image_id"].to_pylist()
         with telling(self._tally):
-            found = iter(self._model.caption(embedding, tokens, self._search, ids))
-        captions = [next(found) if ok else None for ok in valid]
+            captions = at(self._model.caption(embedding, tokens, self._search, ids), valid)
         return _reported(rows, captions, self._reporter, began)
 
 
@@ -193,8 +192,7 @@ class CaptionImages:
         valid, pixels = blocks.valid_pixels(rows["pixels"], self._backend.identity.preprocessing)
         ids = rows["image_id"].filter(pa.array(valid)).to_pylist()
         with telling(self._tally):
-            found = iter(self._backend.caption(pixels, self._search, ids))
-        captions = [next(found) if ok else None for ok in valid]
+            captions = at(self._backend.caption(pixels, self._search, ids), valid)
         return _reported(rows, captions, self._reporter, began)
 
 

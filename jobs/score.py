@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
 import ray
 
@@ -30,7 +29,6 @@ _ROWS_PER_FILE = 100_000
 _ROWS_PER_SUM = 50_000  # so many images have as many resamples' sums as one
 _PARTS_AT_ONCE = 64
 _GROUPS_SHOWN = 20
-_FOR_TRAINING = (pc.field("split") == "train") & pc.field("deleted").is_null()
 
 
 def require(config: JobConfig) -> None:
@@ -171,7 +169,7 @@ def _baseline(config: JobConfig) -> str:
     """What a model would say that knows only the training captions and no image. Where nothing
     is for training, the references themselves take their place, to the baseline's advantage."""
     url = config.at("manifest")
-    training = parquet_dir.dataset(url).count_rows(filter=_FOR_TRAINING) > 0
+    training = parquet_dir.dataset(url).count_rows(filter=manifest.TRAINING) > 0
     rows = table_rows.read(url, ["split", "captions", "deleted"], _ROWS_PER_BLOCK)
     found = counts.gist(rows, counting.count_references, training)
     return most_frequent(counting.texts_of(found, "reference"))

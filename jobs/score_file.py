@@ -46,8 +46,9 @@ def score_file(file: str, references: str, out: str, overrides: tuple[str, ...])
     if fs.exists(path) and fs.ls(path):
         raise InputError(f"{config.at()}: not empty; give a new directory")
     with pipeline.at_work(config):
-        missing = _write_captions(config, file, known)
-        _write_manifest(config, known)
+        rows = _rows(known)
+        missing = _write_captions(config, _matched(file, rows, known.numbers), file)
+        _write_manifest(config, rows)
         storage.write_text(config.at("config.yaml"), configuration.dump(config))
         metrics = score.score(config)
     lines = [score.describe(metrics), f"scores: {config.at()}"]
@@ -63,9 +64,9 @@ def _config(file: str, out: str, overrides: tuple[str, ...]) -> JobConfig:
     return configuration.parse(values, "captioner score")
 
 
-def _write_captions(config: JobConfig, file: str, known: CaptionFile) -> int:
+def _write_captions(config: JobConfig, found: Iterator[Row], file: str) -> int:
     """``captions/`` as a run has them; returns how many images have none in the file."""
-    found, missing, rows = _matched(file, known), 0, 0
+    missing = rows = 0
     schema = SCHEMA.with_metadata(_nobodys(file).metadata())
     for part in itertools.count():
         some = list(itertools.islice(found, _ROWS))
@@ -83,13 +84,13 @@ def _write_captions(config: JobConfig, file: str, known: CaptionFile) -> int:
     return missing
 
 
-def _matched(file: str, known: CaptionFile) -> Iterator[Row]:
+def _matched(file: str, known: list[Row], numbers: dict[str, str]) -> Iterator[Row]:
     """A row for each image of the file, then for those with references that it leaves out."""
-    rows = {row["image_id"]: row for row in _rows(known)}
-    names = Names(list(rows), file, known.numbers)
+    rows = {row["image_id"]: row for row in known}
+    names = Names(list(rows), file, numbers)
     seen: set[str] = set()
     for image, text in results.read(file):
-        name = known.numbers.get(image) or names.find(image)
+        name = numbers.get(image) or names.find(image)
         if name not in rows:
             raise InputError(f"{file}: `{image}` has no references")
         if name in seen:
@@ -115,9 +116,8 @@ def _rows(known: CaptionFile) -> list[Row]:
     ]
 
 
-def _write_manifest(config: JobConfig, known: CaptionFile) -> None:
+def _write_manifest(config: JobConfig, rows: list[Row]) -> None:
     """The references once more: the caption that looks at no image is made of them."""
-    rows = _rows(known)
     writer = manifest.Writer(config.at("manifest"))
     writer.add(pa.Table.from_pylist(rows, schema=manifest.SCHEMA))
     writer.commit({"serial": len(rows) - 1})

@@ -27,7 +27,7 @@ from captioner.language_model import FIRST
 from captioner.search import find
 from captioner.search.hypotheses import select
 from captioner.search.rules import check_length
-from captioner.selection import Caption, captions_of
+from captioner.selection import Caption, at, captions_of
 from captioner.vocabulary import EOS
 
 
@@ -101,8 +101,7 @@ class CoCaCaptioner:
                 return [None] * len(pixels)
             found = find(self, select(memory, good), ids, search)
         captions = captions_of(found, search, self._text, lambda ids: self._text(ids).split())
-        each = iter(captions)
-        return [next(each) if kept else None for kept in good.tolist()]
+        return at(captions, good.tolist())
 
     def memory(self, images: Tensor) -> Memory:
         """``images: (images, 3, height, width)``, normalised."""

@@ -19,7 +19,7 @@ from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
 from captioner.language_model import needs_extra
 from captioner.search.rules import check_length
-from captioner.selection import Caption
+from captioner.selection import Caption, different
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -102,12 +102,10 @@ class TransformersCaptioner:
             if not math.isfinite(totals[first]):  # nor are what the model sees of the image
                 captions.append(None)
                 continue
-            n_best: dict[str, float] = {}
-            for number in range(first, first + search.n_best if search.n_best > 1 else first):
-                n_best.setdefault(texts[number], totals[number])
+            best = slice(first, first + search.n_best)
             confidence = math.exp(totals[first] / max(1, tokens[first]))
-            best = tuple(n_best.items())
-            captions.append(Caption(texts[first], totals[first], confidence, best))
+            n_best = different(zip(texts[best], totals[best]), search.n_best)
+            captions.append(Caption(texts[first], totals[first], confidence, n_best))
         return captions
 
     def _log_probability(self, found: Any) -> tuple[Tensor, Tensor]:

@@ -92,9 +92,9 @@ def _beside(uri: str | None) -> list[str] | None:
     if uri is None:
         return None
     folder, slash, name = uri.rpartition("/")
-    fs, path = storage.filesystem(f"{folder}{slash}{PurePosixPath(name).stem}.txt")
     try:
-        return with_words(fs.cat_file(path).decode("utf-8-sig", "replace").splitlines())
+        text = storage.read_bytes(f"{folder}{slash}{PurePosixPath(name).stem}.txt")
+        return with_words(text.decode("utf-8-sig", "replace").splitlines())
     except FileNotFoundError:
         return []
 

@@ -42,6 +42,10 @@ def search(beams: int, **changes: Any) -> Search:
     return Search(beam_size=beams, **{**options, **changes})
 
 
+def model_of(saved: dict[str, Path], kind: str) -> str:
+    return f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
+
+
 def captioned(backend: backends.Backend, pixels: Any, options: Search) -> list[Caption]:
     return backend.caption(pixels, options, [f"{number}.jpg" for number in range(len(pixels))])
 
@@ -92,7 +96,7 @@ def test_a_probability_is_that_of_the_words_and_the_end(
 def test_a_batch_is_captioned_as_its_images_alone(
     saved: dict[str, Path], pixels: Any, kind: str
 ) -> None:
-    name = f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
+    name = model_of(saved, kind)
     backend = backends.load(name, EXACT, search(2))
     together = captioned(backend, pixels, search(2))
     alone = [captioned(backend, image[None], search(2))[0] for image in pixels]
@@ -170,7 +174,7 @@ def test_a_preparation_that_is_not_known_is_refused(saved: dict[str, Path]) -> N
 def test_the_best_few_captions_begin_with_the_one_that_is_given(
     saved: dict[str, Path], pixels: Any, kind: str
 ) -> None:
-    name = f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
+    name = model_of(saved, kind)
     options = search(3, n_best=3)
     backend = backends.load(name, EXACT, options)
     plain = captioned(backend, pixels, search(3))
@@ -213,7 +217,7 @@ def test_captions_longer_than_a_model_has_places_for_are_refused(
     saved: dict[str, Path], pixels: Any, kind: str
 ) -> None:
     """What is not refused works."""
-    name = f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
+    name = model_of(saved, kind)
     places = r"search\.max_words: .* has places for \d+ tokens"
     with pytest.raises(InputError, match=places) as told:
         backends.load(name, EXACT, search(1, max_words=5_000, min_words=5_000))
@@ -226,7 +230,7 @@ def test_captions_longer_than_a_model_has_places_for_are_refused(
 def test_an_image_that_the_model_makes_no_numbers_of_has_no_caption(
     saved: dict[str, Path], pixels: Any, kind: str
 ) -> None:
-    name = f"coca:local-dir:{saved[kind]}" if kind == "coca" else f"hf:{saved[kind]}"
+    name = model_of(saved, kind)
     backend = backends.load(name, EXACT, search(3))
     model = backend._coca.visual if kind == "coca" else backend._model  # type: ignore[attr-defined]
     first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
