@@ -49,7 +49,7 @@ import torch
 
 from captioner.config import Search
 from captioner.search.beam import beam_search
-from captioner.search.hypotheses import Hypotheses
+from captioner.search.hypotheses import Hypotheses, device_of
 from captioner.search.rules import NEVER, NO_WORDS, Words
 from captioner.search.sampling import draw, sample, sample_captions
 
@@ -87,7 +87,5 @@ def find(
         np.random.default_rng([options.seed, zlib.crc32(image_id.encode())]).random(shape, "f4")
         for image_id in image_ids
     ]
-    device = next(tensor for tensor in memory if tensor is not None).device
-    return sample_captions(
-        decoder, memory, options, torch.from_numpy(np.stack(dice)).to(device), words
-    )
+    drawn = torch.from_numpy(np.stack(dice)).to(device_of(memory))
+    return sample_captions(decoder, memory, options, drawn, words)

@@ -8,7 +8,7 @@ import torch
 
 from captioner.config import Search
 from captioner.search.banks import Beams, banks_of
-from captioner.search.hypotheses import Hypotheses, Leaving, select
+from captioner.search.hypotheses import Hypotheses, Leaving, Stepped, device_of, select
 from captioner.search.rules import NEVER, NO_WORDS, Rules, Words
 from captioner.vocabulary import EOS
 
@@ -25,22 +25,25 @@ def beam_search(
         memory: ``decoder.memory(embedding, tokens)`` of the images.
     """
     banks, rules = banks_of(options, words), Rules(options, words)
-    state = decoder.start(memory, banks.rows)
-    device = state[0].device
+    device = device_of(memory)
     beams = Beams.start(images, banks.first.to(device))
     leaving = Leaving(images, banks.rows, options.max_words + 1, device)
+    stepped = _that_go_on(beams)
+    state = decoder.start(memory, stepped.rows.shape[1])
     for _ in range(options.max_words + 1):
-        logits, state, _ = decoder.step(beams.words[:, :, -1], state, memory)
+        image_of = torch.arange(len(beams.words), device=device).unsqueeze(1)
+        said = beams.words[image_of, stepped.rows]
+        logits, state, _ = decoder.step(said[:, :, -1], state, memory)
         logits = logits.float()
         logits[:, :, NEVER] = -torch.inf
-        norm = logits.logsumexp(dim=-1, keepdim=True)  # (images, rows, 1)
-        allowed, allowed_norm = rules.apply(logits, norm, beams.words)
-        choice = banks.choose(beams, allowed, allowed_norm)
+        norm = logits.logsumexp(dim=-1, keepdim=True)  # (images, rows that go on, 1)
+        allowed, allowed_norm = rules.apply(logits, norm, said)
+        of_all = image_of, stepped.place
+        choice = banks.choose(beams, allowed[of_all], allowed_norm[of_all])
 
-        row_of = torch.arange(len(beams.words), device=device).unsqueeze(1)
-        at = row_of, choice.beam
-        before = beams.at(at)
-        own = (logits[(*at, choice.word)] - norm[(*at, 0)]).masked_fill(before.finished, 0.0)
+        before, from_row = beams.at((image_of, choice.beam)), stepped.place.gather(1, choice.beam)
+        own = logits[image_of, from_row, choice.word] - norm[image_of, from_row, 0]
+        own = own.masked_fill(before.finished, 0.0)
         beams = Beams(
             words=torch.cat([before.words, choice.word.unsqueeze(-1)], dim=-1),
             finished=before.finished | (choice.word == EOS),
@@ -48,8 +51,9 @@ def beam_search(
             log_probability=before.log_probability + own,
             total=choice.total,
         )
+        stepped = _that_go_on(beams)
         if banks.rows > 1:  # else it is in order
-            state = select(state, at)
+            state = select(state, (image_of, from_row.gather(1, stepped.rows)))
 
         score = banks.final(beams.total / beams.length**options.length_penalty)
         # Where there are fewer captions than beams, some beams hold none.
@@ -61,4 +65,9 @@ def beam_search(
             if not len(stay):
                 break
             memory, state, beams = select(memory, stay), select(state, stay), beams.at(stay)
+            stepped = select(stepped, stay)
     return leaving.found(options.beam_size)
+
+
+def _that_go_on(beams: Beams) -> Stepped:
+    return Stepped.of(~(beams.finished | beams.total.isinf()))

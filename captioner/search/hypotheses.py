@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +64,28 @@ class Leaving:
         )
 
 
+class Stepped(NamedTuple):
+    """The rows of a batch that a decoder still has to step: captions that are over need it no more,
+    and before the first word all are the same."""
+
+    rows: Tensor  # (images, most) int64: those of each image, filled up with others of its rows
+    place: Tensor  # (images, rows) int64: where each row stands there; 0 for those that do not
+
+    @classmethod
+    def of(cls, needed: Tensor) -> Stepped:
+        """``needed: (images, rows) bool``; as many of each image as the most that one needs."""
+        most = max(1, int(needed.sum(dim=1).max()))
+        rows = (~needed).byte().argsort(dim=1, stable=True)[:, :most]
+        place = torch.arange(most, device=needed.device).expand_as(rows)
+        return cls(rows, torch.zeros_like(needed, dtype=torch.long).scatter(1, rows, place))
+
+
 def select(tensors: Any, index: Tensor | tuple[Tensor, ...]) -> Any:
     """A named tuple of tensors, such as a decoder's state, indexed."""
     return type(tensors)(*(None if tensor is None else tensor[index] for tensor in tensors))
+
+
+def device_of(memory: Any) -> torch.device:
+    """Where a decoder's memory is; what it does without is None."""
+    device: torch.device = next(tensor.device for tensor in memory if tensor is not None)
+    return device

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captioner.config import Search
-from captioner.search.hypotheses import Hypotheses, Leaving, select
+from captioner.search.hypotheses import Hypotheses, Leaving, Stepped, device_of, select
 from captioner.search.rules import NEVER, NO_WORDS, Rules, Words
 from captioner.vocabulary import EOS, PAD, SOS
 
@@ -80,20 +80,29 @@ def sample(
     Returns:
         ``(images, rows, length) int64``: words and ``<EOS>``, then ``<PAD>``.
     """
-    state = decoder.start(memory, rows)
-    word = torch.full((images, rows), SOS, device=state[0].device)
+    device = device_of(memory)
+    word = torch.full((images, rows), SOS, device=device)
     finished = torch.zeros_like(word, dtype=torch.bool)
+    image_of = torch.arange(images, device=device).unsqueeze(1)
+    going = Stepped.of(~finished)
+    state = decoder.start(memory, rows)
     words = []
     for _ in range(max_words + 1):
-        logits, state, _ = decoder.step(word, state, memory)
+        logits, state, _ = decoder.step(word.gather(1, going.rows), state, memory)
         logits = logits.float() / temperature
         logits[:, :, NEVER] = -torch.inf
-        dice = torch.rand(word.shape, device=word.device)
-        word = draw(logits, dice).masked_fill(finished, PAD)
+        dice = torch.rand(word.shape, device=device)
+        drawn = draw(logits, dice.gather(1, going.rows))
+        word = torch.full_like(word, PAD).scatter(1, going.rows, drawn)
+        word = word.masked_fill(finished, PAD)
         words.append(word)
         finished |= word == EOS
         if bool(finished.all()):
             break
+        fewer = Stepped.of(~finished)
+        if fewer.rows.shape[1] < going.rows.shape[1]:
+            state = select(state, (image_of, going.place.gather(1, fewer.rows)))
+            going = fewer
     return torch.stack(words, dim=-1)
 
 

@@ -12,7 +12,16 @@ from torch import Tensor
 from captioner.config import Search
 from captioner.decoders.lstm import LSTMDecoder
 from captioner.errors import InputError
-from captioner.search import NO_WORDS, Hypotheses, Words, beam_search, draw, sample_captions
+from captioner.search import (
+    NEVER,
+    NO_WORDS,
+    Hypotheses,
+    Words,
+    beam_search,
+    draw,
+    sample,
+    sample_captions,
+)
 from captioner.search.sampling import truncated
 from captioner.vocabulary import EOS, PAD, SOS, SPECIAL, UNK, Vocabulary
 
@@ -569,6 +578,54 @@ def test_the_search_ends_as_soon_as_all_have_ended() -> None:
         decoder.scores.linear.bias[EOS] = 50.0
     found = search(decoder, make_features(0), Search(beam_size=1, max_words=20))
     assert found.words.tolist() == [[[EOS]]] * IMAGES
+
+
+def count_rows(decoder: LSTMDecoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows of an image the decoder steps, step by step."""
+    rows, step = [], decoder.step
+
+    def counted(words: Tensor, *arguments: Any) -> Any:
+        rows.append(words.shape[1])
+        return step(words, *arguments)
+
+    monkeypatch.setattr(decoder, "step", counted)
+    return rows
+
+
+def test_captions_that_are_over_are_stepped_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = make_decoder(1)
+    with torch.no_grad():
+        decoder.scores.linear.bias[EOS] = 4.0
+    rows = count_rows(decoder, monkeypatch)
+    embedding, tokens = make_features(1)
+    for image in range(IMAGES):
+        rows.clear()
+        one = embedding[image : image + 1], tokens[image : image + 1]
+        search(decoder, one, Search(beam_size=8, max_words=8))
+        assert rows[0] == 1  # before the first word all beams are the same
+        assert 7 <= rows[1] <= 8  # one of them may be over
+        assert rows[-1] < 8
+
+
+def test_drawing_steps_only_what_is_not_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And draws the same as if it stepped all."""
+    decoder, (embedding, tokens) = make_decoder(1), make_features(1)
+    with torch.inference_mode():
+        memory = decoder.memory(embedding, tokens)
+        torch.manual_seed(0)
+        state, word = decoder.start(memory, 7), torch.full((IMAGES, 7), SOS)
+        over, expected = torch.zeros_like(word, dtype=torch.bool), []
+        for _ in range(21):
+            logits, state, _ = decoder.step(word, state, memory)
+            logits[:, :, NEVER] = -math.inf
+            word = draw(logits, torch.rand(word.shape)).masked_fill(over, PAD)
+            expected.append(word)
+            over |= word == EOS
+    rows = count_rows(decoder, monkeypatch)
+    torch.manual_seed(0)
+    words = sample(decoder, memory, IMAGES, rows=7, max_words=20)
+    assert torch.equal(words, torch.stack(expected, dim=-1))
+    assert rows == ((words != PAD).sum(dim=1).amax(dim=0)).tolist()
 
 
 def test_captions_come_best_first_and_all_differ() -> None:
