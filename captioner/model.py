@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from captioner import configuration, decoders, features, model_files, precision, redaction, storage
 from captioner.config import JobConfig, Search
+from captioner.decoders import packed
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -113,8 +115,9 @@ class CaptionModel:
         ids = [str(n) for n in range(len(embedding))] if image_ids is None else image_ids
         dtype = precision.choose(search.precision, self._device)
         with precision.autocast(self._device, dtype):
-            memory = self.memory(embedding, tokens)
-            hypotheses = find(self.decoder, memory, ids, search, words)
+            decoder = self._packed if packed.worthwhile(self._device, dtype) else self.decoder
+            memory = self._memory(decoder, embedding, tokens)
+            hypotheses = find(decoder, memory, ids, search, words)
         good = hypotheses.log_probability.isfinite().any(dim=1).cpu().numpy()
         if not good.all():
             good |= features.finite(embedding, *(() if tokens is None else (tokens,)))
@@ -142,8 +145,19 @@ class CaptionModel:
         return looks
 
     def memory(self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None) -> Any:
+        return self._memory(self.decoder, embedding, tokens)
+
+    def _memory(
+        self, decoder: Any, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None
+    ) -> Any:
         needed = None if tokens is None else self._tensor(tokens)
-        return self.decoder.memory(self._tensor(embedding), needed)
+        return decoder.memory(self._tensor(embedding), needed)
+
+    @functools.cached_property
+    def _packed(self) -> Any:
+        if isinstance(self.decoder, GPT2Decoder):  # no layers of ours
+            return self.decoder
+        return packed.pack(self.decoder, self.decoder.words)
 
     def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:
         return torch.tensor(values, device=self._device).float()

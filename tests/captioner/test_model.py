@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from captioner import configuration, decoders, model, model_files, storage
 from captioner.config import Search
 from captioner.consensus import agreement
+from captioner.decoders import packed
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.model import CaptionModel
@@ -72,6 +73,26 @@ def test_a_saved_model_gives_the_same_captions_when_loaded(
     assert (loaded.config, loaded.encoder) == (made.config, made.encoder)
     assert loaded.vocabulary.words == made.vocabulary.words
     assert not loaded.decoder.training
+
+
+def test_packed_products_make_the_same_captions(
+    made: CaptionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, asked = [], []
+    for worthwhile in (False, True):
+
+        def answer(device: torch.device, dtype: torch.dtype, worthwhile: bool = worthwhile) -> bool:
+            asked.append((device.type, dtype))
+            return worthwhile
+
+        monkeypatch.setattr(packed, "worthwhile", answer)
+        found.append(made.caption(*features(6), SEARCH))
+        assert ("_packed" in vars(made)) is worthwhile
+    assert asked == [("cpu", torch.float32)] * 2
+    assert [caption.text for caption in found[0]] == [caption.text for caption in found[1]]
+    assert [caption.log_probability for caption in found[0]] == pytest.approx(
+        [caption.log_probability for caption in found[1]], rel=1e-4
+    )
 
 
 def test_captions_are_words_of_the_vocabulary_with_a_probability(made: CaptionModel) -> None:

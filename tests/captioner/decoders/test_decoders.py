@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from captioner import decoders
 from captioner.config import Decoder as Options
 from captioner.config import Search
+from captioner.decoders import packed
 from captioner.decoders.words import by_step
 from captioner.identity import EncoderIdentity
 from captioner.language_model import LanguageModel
@@ -334,3 +336,56 @@ def test_the_size_that_heads_do_not_divide_is_named() -> None:
         Options(attention="multi_head", attention_size=12, heads=8)
     with pytest.raises(ValidationError, match="8 do not divide hidden_size 12"):
         Options(attention="multi_head", hidden_size=12, heads=8)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "gpt2" not in kind])
+@torch.inference_mode()
+def test_packed_it_says_the_same(make: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_NARROW", 2)
+    decoder = make(kind)
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    other = packed.pack(decoder, decoder.words)
+    changed = [type(m).__name__ for m in other.modules() if type(m).__module__ == packed.__name__]
+    assert "_Linear" in changed
+    assert ("_Cell" in changed) == ("lstm" in kind)
+    assert ("_Scores" in changed) == ("tied" in kind)
+    assert not any(type(part) is nn.LSTMCell for part in other.modules())
+
+    embedding, tokens = features(3)
+    search = Search(beam_size=4, length_penalty=0.5, repetition_penalty=1.0, max_words=5)
+    found = [beam_search(one, one.memory(embedding, tokens), 3, search) for one in (decoder, other)]
+    assert torch.equal(found[0].words, found[1].words)
+    torch.testing.assert_close(found[0].log_probability, found[1].log_probability)
+    for name, tensor in decoder.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    ("cpu", "capability", "device", "dtype", "worthwhile"),
+    [
+        ("vendor_id : AuthenticAMD", "AVX512", "cpu", torch.float32, True),
+        ("vendor_id : AuthenticAMD", "AVX2", "cpu", torch.float32, False),
+        ("vendor_id : GenuineIntel", "AVX512", "cpu", torch.float32, False),
+        (None, "AVX512", "cpu", torch.float32, False),
+        ("vendor_id : AuthenticAMD", "AVX512", "cpu", torch.bfloat16, False),
+        ("vendor_id : AuthenticAMD", "AVX512", "cuda", torch.float32, False),
+    ],
+)
+def test_packing_is_for_float32_on_amds_wide_cpus(
+    cpu: str | None,
+    capability: str,
+    device: str,
+    dtype: torch.dtype,
+    worthwhile: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if cpu is not None:
+        (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr(packed, "_CPUS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    packed._amd_with_avx512.cache_clear()
+    try:
+        assert packed.worthwhile(torch.device(device), dtype) is worthwhile
+    finally:
+        packed._amd_with_avx512.cache_clear()
