@@ -53,9 +53,13 @@ class Banks(Protocol):
     rows: int
     first: Tensor  # (rows,): totals before the first word
 
-    def choose(self, beams: Beams, allowed: Tensor, norm: Tensor) -> Choice:
-        """``allowed: (images, rows, vocabulary)`` logits, which may be overwritten, and
-        ``norm: (images, rows, 1)``, what makes log-probabilities of them."""
+    def choose(self, beams: Beams, allowed: Tensor, norm: Tensor, place: Tensor) -> Choice:
+        """
+        Args:
+            allowed: ``(images, stepped, vocabulary)`` logits.
+            norm: ``(images, stepped, 1)``, what makes log-probabilities of them.
+            place: ``(images, rows)``, where each row stands among those that were stepped.
+        """
 
     def final(self, score: Tensor) -> Tensor:
         """``score: (images, rows)``, minus infinity for what may not be given."""
@@ -74,8 +78,8 @@ class One:
         self._options, self.rows = options, options.beam_size
         self.first = _first(1, options.beam_size)
 
-    def choose(self, beams: Beams, allowed: Tensor, norm: Tensor) -> Choice:
-        words, totals = _candidates(beams, allowed, norm, self.rows)
+    def choose(self, beams: Beams, allowed: Tensor, norm: Tensor, place: Tensor) -> Choice:
+        words, totals = _candidates(beams, allowed, norm, place, self.rows)
         scores = _scores(beams, totals, self._options)
         return _best(words, totals, scores, self.rows)
 
@@ -92,7 +96,7 @@ class Groups:
         self._width = options.beam_size // options.groups
         self.first = _first(options.groups, self._width)
 
-    def choose(self, beams: Beams, allowed: Tensor, norm: Tensor) -> Choice:
+    def choose(self, beams: Beams, allowed: Tensor, norm: Tensor, place: Tensor) -> Choice:
         said = torch.zeros_like(allowed[:, 0])  # (images, vocabulary): by the groups before
         choices = []
         for start in range(0, self.rows, self._width):
@@ -100,7 +104,7 @@ class Groups:
             own = beams.at((slice(None), group))  # type: ignore[arg-type]
             penalty = self._options.diversity_penalty * said.unsqueeze(1)
             words, penalised = _candidates(
-                own, allowed[:, group] - penalty, norm[:, group], self._width
+                own, allowed - penalty, norm, place[:, group], self._width
             )
             scores = _scores(own, penalised, self._options)
             chosen = _best(words, penalised, scores, self._width)
@@ -133,14 +137,16 @@ class Subsets:
         subsets = range(self._banks)
         self._said = torch.tensor([n.bit_count() for n in subsets for _ in range(self._width)])
 
-    def choose(self, beams: Beams, allowed: Tensor, norm: Tensor) -> Choice:
+    def choose(self, beams: Beams, allowed: Tensor, norm: Tensor, place: Tensor) -> Choice:
         images, width = len(allowed), self._width
-        allowed = allowed.clone()  # the model's own logits are still needed
+        # A copy: the model's own logits are still needed.
+        allowed, norm = _of_rows(allowed, place), _of_rows(norm, place)
+        place = torch.arange(self.rows, device=place.device).expand_as(place)
         if beams.words.shape[-1] <= self._options.max_words:  # else all must end
             allowed[:, :-width, EOS] = -torch.inf
         required = allowed[:, :, self._required]
         allowed[:, :, self._required] = -torch.inf
-        words, totals = _candidates(beams, allowed, norm, width)
+        words, totals = _candidates(beams, allowed, norm, place, width)
         more = beams.total.unsqueeze(-1) + required - norm
         more = more.masked_fill(beams.finished.unsqueeze(-1), -torch.inf)
         their = torch.tensor(self._required, device=words.device).expand(more.shape)
@@ -149,10 +155,10 @@ class Subsets:
         scores = _scores(beams, totals, self._options).flatten(1).unsqueeze(1)
         scores = scores.masked_fill(~self._leads.to(scores.device), -torch.inf)
         best = scores.topk(width, dim=-1)  # (images, banks, width)
-        found, place = best.values.view(images, -1), best.indices.view(images, -1)
+        found, chosen = best.values.view(images, -1), best.indices.view(images, -1)
         # A bank that nothing leads to has no captions.
-        total = totals.flatten(1).gather(1, place).masked_fill(found.isinf(), -torch.inf)
-        return Choice(place // words.shape[-1], words.flatten(1).gather(1, place), total)
+        total = totals.flatten(1).gather(1, chosen).masked_fill(found.isinf(), -torch.inf)
+        return Choice(chosen // words.shape[-1], words.flatten(1).gather(1, chosen), total)
 
     def final(self, score: Tensor) -> Tensor:
         """Those that have said the most of the words."""
@@ -167,11 +173,18 @@ def _first(banks: int, width: int) -> Tensor:
     return first.flatten()
 
 
-def _candidates(beams: Beams, allowed: Tensor, norm: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _of_rows(stepped: Tensor, place: Tensor) -> Tensor:
+    """``(images, stepped, ...)`` -> ``(images, rows, ...)``; anything of those not stepped."""
+    return stepped[torch.arange(len(place), device=place.device).unsqueeze(1), place]
+
+
+def _candidates(
+    beams: Beams, allowed: Tensor, norm: Tensor, place: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
     """The likeliest next words of every row and the totals with them, ``(images, rows, count)``;
     a bank of that width needs no more. A finished caption has one way on: itself, at no cost."""
     best = allowed.topk(min(count, allowed.shape[-1]), dim=-1)
-    words, gained = best.indices, best.values - norm
+    words, gained = _of_rows(best.indices, place), _of_rows(best.values - norm, place)
     if words.shape[-1] < count:  # as many columns whatever the vocabulary
         missing = (0, count - words.shape[-1])
         words = torch.nn.functional.pad(words, missing, value=PAD)

@@ -38,8 +38,7 @@ def beam_search(
         logits[:, :, NEVER] = -torch.inf
         norm = logits.logsumexp(dim=-1, keepdim=True)  # (images, rows that go on, 1)
         allowed, allowed_norm = rules.apply(logits, norm, said)
-        of_all = image_of, stepped.place
-        choice = banks.choose(beams, allowed[of_all], allowed_norm[of_all])
+        choice = banks.choose(beams, allowed, allowed_norm, stepped.place)
 
         before, from_row = beams.at((image_of, choice.beam)), stepped.place.gather(1, choice.beam)
         own = logits[image_of, from_row, choice.word] - norm[image_of, from_row, 0]
