@@ -19,7 +19,17 @@ from captioner.search import NEVER
 from captioner.vocabulary import EOS, SOS, SPECIAL, Vocabulary
 from jobs import caption as caption_job
 from jobs import index, logs, session
-from jobs.bench.measuring import draw, files_of, hardware, on_gpu, pixels_of, row, seconds, steady
+from jobs.bench.measuring import (
+    draw,
+    files_of,
+    hardware,
+    on_gpu,
+    pixels_of,
+    row,
+    seconds,
+    steady,
+    warm_seconds,
+)
 from jobs.directory import job_config
 
 _WORDS = 3000  # of an untrained decoder's vocabulary, about that of Flickr8k
@@ -121,24 +131,22 @@ def _search(
             for n in range(images)
         ]
 
-    find(1, 2, beam)
-    plain(1)
-    naive = _ALONE / seconds(lambda: plain(_ALONE))
+    naive = _ALONE / warm_seconds(lambda: plain(_ALONE))
     row("beam 5, one image and one beam at a time", naive, "captions/s")
-    single = _ALONE / seconds(lambda: find(1, _ALONE, beam))
+    single = _ALONE / warm_seconds(lambda: find(1, _ALONE, beam))
     row("beam 5, one image at a time", single, "captions/s", single / naive)
     for size in _SIZES[1:]:
-        rate = total / seconds(lambda size=size: find(size, total, beam))  # type: ignore[misc]
+        rate = total / warm_seconds(lambda size=size: find(size, total, beam))  # type: ignore[misc]
         row(f"beam 5, batches of {size}", rate, "captions/s", rate / naive)
     few = min(total, 4 * _ALONE)
     same = sum(one == other for one, other in zip(plain(few), find(max(_SIZES), few, exact)))
     logs.say(f"{'    the same captions as one at a time':44} {same:9,} of {few:,}")
     half = beam.model_copy(update={"precision": "auto"})
-    rate = total / seconds(lambda: find(32, total, half))
+    rate = total / warm_seconds(lambda: find(32, total, half))
     row("beam 5, batches of 32, search.precision=auto", rate, "captions/s", rate / naive)
-    rate = total / seconds(lambda: find(128, total, greedy))
+    rate = total / warm_seconds(lambda: find(128, total, greedy))
     row("greedy, batches of 128", rate, "captions/s", rate / naive)
-    return total / seconds(lambda: find(together, total, options))
+    return total / warm_seconds(lambda: find(together, total, options))
 
 
 @torch.inference_mode()
