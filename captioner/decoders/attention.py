@@ -46,8 +46,8 @@ class AdditiveAttention(nn.Module):
         v = self.score.weight
         parts = 1 + queries.shape[1] * keys.nbytes // _CACHE
         products = [
-            nn.functional.linear((some + of_them).mul_(2.0).sigmoid_(), v, -0.5 * v.sum(dim=1))
-            for some, of_them in zip(queries.chunk(parts), keys.chunk(parts))
+            nn.functional.linear((some + of_them).sigmoid_(), v, -0.5 * v.sum(dim=1))
+            for some, of_them in zip((2.0 * queries).chunk(parts), (2.0 * keys).chunk(parts))
         ]
         return 2.0 * torch.cat(products).squeeze(-1)
 

@@ -28,7 +28,7 @@ def beam_search(
     device = device_of(memory)
     beams = Beams.start(images, banks.first.to(device))
     leaving = Leaving(images, banks.rows, options.max_words + 1, device)
-    stepped = _that_go_on(beams)
+    stepped = Stepped.of(~beams.total.isinf())
     state = decoder.start(memory, stepped.rows.shape[1])
     for _ in range(options.max_words + 1):
         image_of = torch.arange(len(beams.words), device=device).unsqueeze(1)
@@ -50,7 +50,8 @@ def beam_search(
             log_probability=before.log_probability + own,
             total=choice.total,
         )
-        stepped = _that_go_on(beams)
+        over = beams.finished | beams.total.isinf()
+        stepped = Stepped.of(~over)
         if banks.rows > 1:  # else it is in order
             state = select(state, (image_of, from_row.gather(1, stepped.rows)))
 
@@ -58,15 +59,10 @@ def beam_search(
         # Where there are fewer captions than beams, some beams hold none.
         empty = score.isinf()
         own_of = beams.log_probability.masked_fill(empty, -torch.inf)
-        done = (beams.finished | beams.total.isinf()).all(dim=-1)
-        stay = leaving.let_go(done, beams.words[:, :, 1:], own_of, score)
+        stay = leaving.let_go(over.all(dim=-1), beams.words[:, :, 1:], own_of, score)
         if stay is not None:
             if not len(stay):
                 break
             memory, state, beams = select(memory, stay), select(state, stay), beams.at(stay)
             stepped = select(stepped, stay)
     return leaving.found(options.beam_size)
-
-
-def _that_go_on(beams: Beams) -> Stepped:
-    return Stepped.of(~(beams.finished | beams.total.isinf()))
