@@ -63,6 +63,7 @@ class Encoder:
         tower: Tower | None = None,
     ) -> None:
         """``tower``: that of the options, where it is loaded already. A copy of it is used."""
+        precision.heed_openmp()
         loaded = tower or Tower.load(options)
         self._device = torch.device(device)
         self._dtype = precision.choose(options.precision, self._device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captioner import configuration, decoders, features, model_files, precision, redaction, storage
 from captioner.config import JobConfig, Search
-from captioner.decoders import packed
+from captioner.decoders import onednn
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -66,6 +66,7 @@ class CaptionModel:
         decoder = decoders.build(config.decoder, identity, len(vocabulary), language_model)
         weights = safetensors.torch.load(storage.read_bytes(storage.join(url, WEIGHTS)))
         decoder.load_state_dict(weights)
+        precision.heed_openmp()
         return cls(decoder.eval().to(device), vocabulary, config, identity)
 
     def check_encoder(self, encoder: EncoderIdentity, origin: str) -> None:
@@ -115,7 +116,7 @@ class CaptionModel:
         ids = [str(n) for n in range(len(embedding))] if image_ids is None else image_ids
         dtype = precision.choose(search.precision, self._device)
         with precision.autocast(self._device, dtype):
-            decoder = self._packed if packed.worthwhile(self._device, dtype) else self.decoder
+            decoder = self._on_onednn if onednn.worthwhile(self._device, dtype) else self.decoder
             memory = self._memory(decoder, embedding, tokens)
             hypotheses = find(decoder, memory, ids, search, words)
         good = hypotheses.log_probability.isfinite().any(dim=1).cpu().numpy()
@@ -154,10 +155,10 @@ class CaptionModel:
         return decoder.memory(self._tensor(embedding), needed)
 
     @functools.cached_property
-    def _packed(self) -> Any:
+    def _on_onednn(self) -> Any:
         if isinstance(self.decoder, GPT2Decoder):  # no layers of ours
             return self.decoder
-        return packed.pack(self.decoder, self.decoder.words)
+        return onednn.converted(self.decoder, self.decoder.words)
 
     def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:
         return torch.tensor(values, device=self._device).float()

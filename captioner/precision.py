@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
@@ -26,3 +28,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def bytes_of(model: torch.nn.Module) -> int:
     """What its weights take as they are."""
     return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def allowed_threads(wanted: int) -> int:
+    """Of so many threads as many as OpenMP may have. Told of more, torch gets wrong numbers of
+    oneDNN, or none."""
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    return min(wanted, int(limit)) if limit.isdecimal() and int(limit) else wanted
+
+
+def heed_openmp() -> None:
+    """Tell torch, which does not look by itself."""
+    now = torch.get_num_threads()
+    if allowed_threads(now) < now:
+        torch.set_num_threads(allowed_threads(now))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy
 
+from captioner import precision
 from captioner.config import JobConfig
 from captioner.errors import CannotSchedule
 from jobs.session import SPARE_CPUS, cores, require_shared
@@ -57,11 +57,8 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """For torch, on the worker's own machine: logical CPUs may be more than its cores. Where
-        OpenMP may have fewer, bf16 gives no numbers if torch is told of more."""
-        limit = os.environ.get("OMP_THREAD_LIMIT", "")
-        limits = [int(limit)] if limit.isdecimal() and int(limit) else []
-        return min(self.cpus, cores(), *limits)
+        """For torch, on the worker's own machine: logical CPUs may be more than its cores."""
+        return precision.allowed_threads(min(self.cpus, cores()))
 
 
 def encoders(config: JobConfig, batches: int = 0, model_bytes: int = 0) -> Workers:

@@ -44,9 +44,10 @@ class AdditiveAttention(nn.Module):
         # So many images at once that the sum stays in the CPU's cache. And tanh(x) = 2 sigmoid(2 x)
         # - 1, so that v . tanh(x) = 2 (v . sigmoid(2 x) - sum(v) / 2), takes a quarter of the time.
         v = self.score.weight
+        less = -0.5 * v.sum(dim=1)
         parts = 1 + queries.shape[1] * keys.nbytes // _CACHE
         products = [
-            nn.functional.linear((some + of_them).sigmoid_(), v, -0.5 * v.sum(dim=1))
+            nn.functional.linear((some + of_them).sigmoid_(), v, less)
             for some, of_them in zip((2.0 * queries).chunk(parts), (2.0 * keys).chunk(parts))
         ]
         return 2.0 * torch.cat(products).squeeze(-1)

@@ -98,13 +98,14 @@ class Groups:
 
     def choose(self, beams: Beams, allowed: Tensor, norm: Tensor, place: Tensor) -> Choice:
         said = torch.zeros_like(allowed[:, 0])  # (images, vocabulary): by the groups before
-        choices = []
+        choices, in_order = [], _in_order(place, self._width)
         for start in range(0, self.rows, self._width):
             group = slice(start, start + self._width)
             own = beams.at((slice(None), group))  # type: ignore[arg-type]
             penalty = self._options.diversity_penalty * said.unsqueeze(1)
+            theirs = _of_rows(allowed, place[:, group]) - penalty
             words, penalised = _candidates(
-                own, allowed - penalty, norm, place[:, group], self._width
+                own, theirs, _of_rows(norm, place[:, group]), in_order, self._width
             )
             scores = _scores(own, penalised, self._options)
             chosen = _best(words, penalised, scores, self._width)
@@ -141,7 +142,7 @@ class Subsets:
         images, width = len(allowed), self._width
         # A copy: the model's own logits are still needed.
         allowed, norm = _of_rows(allowed, place), _of_rows(norm, place)
-        place = torch.arange(self.rows, device=place.device).expand_as(place)
+        place = _in_order(place, self.rows)
         if beams.words.shape[-1] <= self._options.max_words:  # else all must end
             allowed[:, :-width, EOS] = -torch.inf
         required = allowed[:, :, self._required]
@@ -176,6 +177,10 @@ def _first(banks: int, width: int) -> Tensor:
 def _of_rows(stepped: Tensor, place: Tensor) -> Tensor:
     """``(images, stepped, ...)`` -> ``(images, rows, ...)``; anything of those not stepped."""
     return stepped[torch.arange(len(place), device=place.device).unsqueeze(1), place]
+
+
+def _in_order(place: Tensor, rows: int) -> Tensor:
+    return torch.arange(rows, device=place.device).expand(len(place), -1)
 
 
 def _candidates(

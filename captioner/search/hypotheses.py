@@ -66,10 +66,10 @@ class Leaving:
 
 class Stepped(NamedTuple):
     """The rows of a batch that a decoder still has to step: captions that are over need it no more,
-    and before the first word all are the same."""
+    and before the first word one stands for all that are the same."""
 
-    rows: Tensor  # (images, most) int64: those of each image, filled up with others of its rows
-    place: Tensor  # (images, rows) int64: where each row stands there; 0 for those that do not
+    rows: Tensor  # (images, most) int64: of each image; where it needs fewer, others too
+    place: Tensor  # (images, rows) int64: where each row stands there; 0 if it does not
 
     @classmethod
     def of(cls, needed: Tensor) -> Stepped:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from ray.data import DataContext
 
-from captioner import configuration, decoders, model, model_files, storage, tower_copy
+from captioner import configuration, decoders, model, model_files, precision, storage, tower_copy
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
 from captioner.model import CaptionModel
@@ -28,7 +28,6 @@ from jobs.bench.measuring import (
     row,
     seconds,
     steady,
-    warm_seconds,
 )
 from jobs.directory import job_config
 
@@ -43,7 +42,7 @@ def measure(
 ) -> None:
     """Print captions/s from ready features and of the fused job, of a trained model or of one with
     random weights, which writes captions longer than people's."""
-    torch.set_num_threads(session.cores())
+    torch.set_num_threads(precision.allowed_threads(session.cores()))
     with tempfile.TemporaryDirectory() as folder:
         url = model_url or _untrained(f"{folder}/model")
         more = (*overrides, "image.max_error_rate=1", f"cluster.rows_per_block={_BLOCK}")
@@ -51,7 +50,7 @@ def measure(
         config = job_config(images or drawn, url, f"{folder}/run", None, more)
         size = caption_job.searched_together(config, on_gpu())
         if images is None:
-            draw(Path(drawn), max(count, 4 * size))  # of one batch all is start-up
+            draw(Path(drawn), max(count, 4 * size, 2 * max(_SIZES)))  # of one batch all is start-up
         device = "cuda" if on_gpu() else "cpu"
         captioner = CaptionModel.load(url, device)
         encoder = Encoder(tower_copy.options_of(url, config.encoder), device)
@@ -61,7 +60,7 @@ def measure(
             f"{date.today()}, {hardware()}; {pictures}; encoder: {encoder.identity.describe()}; "
             f"{captioner.config.decoder.type} of {captioner.config.decoder.hidden_size}{trained}\n"
         )
-        files = files_of(config.source.images, max(*_SIZES, size))
+        files = files_of(config.source.images, 2 * max(*_SIZES, size))  # half to get warm by
         pixels = pixels_of(files, config, encoder)
         decoding = len(files) / seconds(lambda: pixels_of(files, config, encoder))  # on one core
         features = [encoder.encode(part) for part in _parts(pixels, 32)]
@@ -102,15 +101,22 @@ def _search(
     """Print captions/s from ready features; return that of the configured search, of as many
     images ``together`` as the job searches."""
 
-    def find(size: int, images: int, search: Search) -> list[str]:
+    def find(size: int, images: range, search: Search) -> list[str]:
         found = []
-        for start in range(0, min(images, len(embedding)), size):
-            part = slice(start, min(start + size, images))
+        for start in images[::size]:
+            part = slice(start, min(start + size, images.stop))
             some = None if tokens is None else tokens[part]
             found += captioner.caption(embedding[part], some, search)
         return [caption.text for caption in found]
 
-    total = len(embedding)
+    def rate(size: int, search: Search, most: int | None = None) -> float:
+        """Of one half of the images, or of ``most`` of it, after the other: what is made but once
+        for a long job is there by then."""
+        find(size, range(half, 2 * half)[:most], search)
+        timed = range(half)[:most]
+        return len(timed) / seconds(lambda: find(size, timed, search))
+
+    half = len(embedding) // 2
     # What is searched one at a time below knows of no other option.
     beam = Search(
         beam_size=5,
@@ -133,22 +139,23 @@ def _search(
             for n in range(images)
         ]
 
-    naive = _ALONE / warm_seconds(lambda: plain(_ALONE))
+    plain(1)
+    alone = min(half, _ALONE)
+    naive = alone / seconds(lambda: plain(alone))
     row("beam 5, one image and one beam at a time", naive, "captions/s")
-    single = _ALONE / warm_seconds(lambda: find(1, _ALONE, beam))
+    single = rate(1, beam, alone)
     row("beam 5, one image at a time", single, "captions/s", single / naive)
     for size in _SIZES[1:]:
-        rate = total / warm_seconds(lambda size=size: find(size, total, beam))  # type: ignore[misc]
-        row(f"beam 5, batches of {size}", rate, "captions/s", rate / naive)
-    few = min(total, 4 * _ALONE)
-    same = sum(one == other for one, other in zip(plain(few), find(max(_SIZES), few, exact)))
+        found = rate(size, beam)
+        row(f"beam 5, batches of {size}", found, "captions/s", found / naive)
+    few = min(half, 4 * _ALONE)
+    same = sum(one == other for one, other in zip(plain(few), find(few, range(few), exact)))
     logs.say(f"{'    the same captions as one at a time':44} {same:9,} of {few:,}")
-    half = beam.model_copy(update={"precision": "auto"})
-    rate = total / warm_seconds(lambda: find(32, total, half))
-    row("beam 5, batches of 32, search.precision=auto", rate, "captions/s", rate / naive)
-    rate = total / warm_seconds(lambda: find(128, total, greedy))
-    row("greedy, batches of 128", rate, "captions/s", rate / naive)
-    return total / warm_seconds(lambda: find(together, total, options))
+    found = rate(32, beam.model_copy(update={"precision": "auto"}))
+    row("beam 5, batches of 32, search.precision=auto", found, "captions/s", found / naive)
+    found = rate(128, greedy)
+    row("greedy, batches of 128", found, "captions/s", found / naive)
+    return rate(together, options)
 
 
 @torch.inference_mode()

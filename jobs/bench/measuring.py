@@ -65,11 +65,5 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def warm_seconds(work: Callable[[], object]) -> float:
-    """Of the second time: a long job makes tensors of a size, and products of a shape, but once."""
-    work()
-    return seconds(work)
-
-
 def row(what: str, value: float, unit: str, ratio: float | None = None) -> None:
     logs.say(f"{what:44} {value:9,.1f} {unit}" + (f"  x {ratio:.2f}" if ratio else ""))

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from numpy.typing import NDArray
 from captioner import configuration, decoders, model, model_files, storage
 from captioner.config import Search
 from captioner.consensus import agreement
-from captioner.decoders import packed
+from captioner.decoders import onednn
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.model import CaptionModel
@@ -75,9 +79,10 @@ def test_a_saved_model_gives_the_same_captions_when_loaded(
     assert not loaded.decoder.training
 
 
-def test_packed_products_make_the_same_captions(
+def test_products_of_onednn_make_the_same_captions(
     made: CaptionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(onednn, "_NARROW", 2)
     found, asked = [], []
     for worthwhile in (False, True):
 
@@ -85,14 +90,33 @@ def test_packed_products_make_the_same_captions(
             asked.append((device.type, dtype))
             return worthwhile
 
-        monkeypatch.setattr(packed, "worthwhile", answer)
+        monkeypatch.setattr(onednn, "worthwhile", answer)
         found.append(made.caption(*features(6), SEARCH))
-        assert ("_packed" in vars(made)) is worthwhile
+        assert ("_on_onednn" in vars(made)) is worthwhile
     assert asked == [("cpu", torch.float32)] * 2
+    again = copy.deepcopy(made)  # which opaque tensors could not be
+    assert again.caption(*features(6), SEARCH) == found[1]
     assert [caption.text for caption in found[0]] == [caption.text for caption in found[1]]
     assert [caption.log_probability for caption in found[0]] == pytest.approx(
         [caption.log_probability for caption in found[1]], rel=1e-4
     )
+
+
+def test_torch_has_no_more_threads_than_openmp_may_have(made: CaptionModel, tmp_path: Path) -> None:
+    """Told of more, it gets wrong numbers of oneDNN."""
+    save(made, f"{tmp_path}/model")
+    code = f"""
+import torch
+from captioner.model import CaptionModel
+torch.set_num_threads(4)
+CaptionModel.load({str(tmp_path / "model")!r})
+print(torch.get_num_threads())
+"""
+    for limit, threads in (("1", "1"), ("", "4"), ("9", "4")):
+        environment = {**os.environ, "OMP_THREAD_LIMIT": limit}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == threads
 
 
 def test_captions_are_words_of_the_vocabulary_with_a_probability(made: CaptionModel) -> None:

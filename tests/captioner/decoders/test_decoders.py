@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captioner import decoders
 from captioner.config import Decoder as Options
 from captioner.config import Search
-from captioner.decoders import packed
+from captioner.decoders import attention, onednn
 from captioner.decoders.words import by_step
 from captioner.identity import EncoderIdentity
 from captioner.language_model import LanguageModel
@@ -340,24 +340,51 @@ def test_the_size_that_heads_do_not_divide_is_named() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "gpt2" not in kind])
 @torch.inference_mode()
-def test_packed_it_says_the_same(make: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_NARROW", 2)
+def test_by_onednn_it_says_the_same(make: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_NARROW", 2)
     decoder = make(kind)
-    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    other = packed.pack(decoder, decoder.words)
-    changed = [type(m).__name__ for m in other.modules() if type(m).__module__ == packed.__name__]
-    assert "_Linear" in changed
-    assert ("_Cell" in changed) == ("lstm" in kind)
-    assert ("_Scores" in changed) == ("tied" in kind)
-    assert not any(type(part) is nn.LSTMCell for part in other.modules())
+    other = onednn.converted(decoder, decoder.words)
+    parts = [type(m).__name__ for m in other.modules() if type(m).__module__ == onednn.__name__]
+    assert "_Linear" in parts
+    assert ("_Cell" in parts) == ("lstm" in kind)
+    assert ("_Scores" in parts) == ("tied" in kind)
+    assert not any(type(m).__module__ == onednn.__name__ for m in decoder.modules())
 
     embedding, tokens = features(3)
     search = Search(beam_size=4, length_penalty=0.5, repetition_penalty=1.0, max_words=5)
     found = [beam_search(one, one.memory(embedding, tokens), 3, search) for one in (decoder, other)]
     assert torch.equal(found[0].words, found[1].words)
     torch.testing.assert_close(found[0].log_probability, found[1].log_probability)
-    for name, tensor in decoder.state_dict().items():
-        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 5])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_additive_attention_in_parts_is_that_of_all(
+    images: int, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And learns the same."""
+    rows, size = 3, 8
+    torch.manual_seed(0)
+    additive = attention.AdditiveAttention(6, 7, size)
+    query, values = torch.randn(images, rows, 7), torch.randn(images, PATCHES, 6)
+    one = 4 * rows * PATCHES * size  # the bytes of an image's sum
+    found = []
+    for cache in (100 * one, 2 * one, one // 2, 1):
+        monkeypatch.setattr(attention, "_CACHE", cache)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            context, weights = additive(query, additive.keys(values), values)
+        context.float().square().sum().backward()
+        gradients = [p.grad for p in additive.parameters()]
+        additive.zero_grad()
+        found.append((context, weights, gradients))
+    scores = additive.score(
+        torch.tanh(additive.query(query)[:, :, None] + additive.keys(values)[:, None])
+    )
+    assert weights.shape == (images, rows, PATCHES)
+    near = {"atol": 2e-2, "rtol": 2e-2} if autocast else {}
+    torch.testing.assert_close(weights.float(), scores.squeeze(-1).softmax(dim=-1), **near)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], **near)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +398,7 @@ def test_packed_it_says_the_same(make: Make, kind: str, monkeypatch: pytest.Monk
         ("vendor_id : AuthenticAMD", "AVX512", "cuda", torch.float32, False),
     ],
 )
-def test_packing_is_for_float32_on_amds_wide_cpus(
+def test_onednn_is_for_float32_on_amds_wide_cpus(
     cpu: str | None,
     capability: str,
     device: str,
@@ -382,10 +409,10 @@ def test_packing_is_for_float32_on_amds_wide_cpus(
 ) -> None:
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.setattr(packed, "_CPUS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(onednn, "_CPUS", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    packed._amd_with_avx512.cache_clear()
+    onednn._amd_with_avx512.cache_clear()
     try:
-        assert packed.worthwhile(torch.device(device), dtype) is worthwhile
+        assert onednn.worthwhile(torch.device(device), dtype) is worthwhile
     finally:
-        packed._amd_with_avx512.cache_clear()
+        onednn._amd_with_avx512.cache_clear()
