@@ -154,6 +154,10 @@ class CaptionModel:
         needed = None if tokens is None else self._tensor(tokens)
         return decoder.memory(self._tensor(embedding), needed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and for Ray, which can hold no tensors of oneDNN's."""
+        return {name: part for name, part in vars(self).items() if name != "_on_onednn"}
+
     @functools.cached_property
     def _on_onednn(self) -> Any:
         if isinstance(self.decoder, GPT2Decoder):  # no layers of ours

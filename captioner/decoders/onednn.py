@@ -1,8 +1,11 @@
 """A decoder whose float32 products oneDNN computes, for searching on AMD's CPUs.
 
 MKL, which computes torch's products, does not use AVX-512 there: a core with it makes 110 GFLOP/s
-in batches of 160 rows, where oneDNN makes 250 (Zen 5, torch 2.15). Both are float32; only the order
+in batches of 160 rows, where oneDNN makes 230 (Zen 5, torch 2.15). Both are float32; only the order
 of their sums differs.
+
+torch hands oneDNN what is in tensors of its own kind, which can be neither copied nor pickled.
+(What torch.compile calls takes others; beside an encoder's threads it is slower.)
 """
 
 from __future__ import annotations
@@ -30,14 +33,14 @@ def _amd_with_avx512() -> bool:
     """By the CPU's name and not by a stopwatch: a machine computes alike in every run."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _CPUS.is_file():
         return False
-    there = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return there and "AuthenticAMD" in _CPUS.read_text()
 
 
 def converted(module: nn.Module, words: WordEmbedding) -> nn.Module:
-    """The same with the same weights, for inference alone; ``words`` is its embedding."""
+    """The same with copies of its weights, for inference alone; ``words`` is its embedding."""
     if isinstance(module, nn.Linear) and module.out_features >= _NARROW:
-        return _Linear(module)
+        return _Linear(module.weight, module.bias)
     if isinstance(module, nn.LSTMCell):
         return _Cell(module)
     if isinstance(module, TiedWordScores):
@@ -50,42 +53,40 @@ def converted(module: nn.Module, words: WordEmbedding) -> nn.Module:
     return other
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``nn.functional.linear``, by what torch.compile calls for it."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return result
-
-
 class _Linear(nn.Module):
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self.weight, self.bias = weight.detach().to_mkldnn(), bias.detach().to_mkldnn()
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.weight, self.bias)
+        return nn.functional.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
 
 
 class _Cell(nn.Module):
-    """``nn.LSTMCell``"""
+    """``nn.LSTMCell`` with one product in the place of two."""
 
     def __init__(self, cell: nn.LSTMCell) -> None:
         super().__init__()
-        self.cell = cell
+        weight = torch.cat([cell.weight_ih, cell.weight_hh], dim=1)
+        self.gates = _Linear(weight, cell.bias_ih + cell.bias_hh)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        own, (hidden, cell) = self.cell, state
-        gates = product(x, own.weight_ih, own.bias_ih) + product(hidden, own.weight_hh, own.bias_hh)
+        hidden, cell = state
+        gates = self.gates(torch.cat([x, hidden], dim=-1))
         add, forget, new, show = gates.chunk(4, dim=-1)
         cell = torch.sigmoid(forget) * cell + torch.sigmoid(add) * torch.tanh(new)
         return torch.sigmoid(show) * torch.tanh(cell), cell
 
 
 class _Scores(nn.Module):
-    """``TiedWordScores``"""
+    """``TiedWordScores`` with weights of its own in the place of the embeddings."""
 
     def __init__(self, scores: TiedWordScores, words: WordEmbedding) -> None:
         super().__init__()
-        self.project, self.bias = converted(scores.project, words), scores.bias
+        self.project = _Linear(scores.project.weight, scores.project.bias)
+        self.scores = _Linear(words.weight, scores.bias)
 
     def forward(self, readout: Tensor, words: WordEmbedding) -> Tensor:
-        return product(self.project(readout), words.weight, self.bias)
+        logits: Tensor = self.scores(self.project(readout))
+        return logits

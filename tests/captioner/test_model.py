@@ -94,7 +94,7 @@ def test_products_of_onednn_make_the_same_captions(
         found.append(made.caption(*features(6), SEARCH))
         assert ("_on_onednn" in vars(made)) is worthwhile
     assert asked == [("cpu", torch.float32)] * 2
-    again = copy.deepcopy(made)  # which opaque tensors could not be
+    again = copy.deepcopy(made)  # by what Ray would send
     assert again.caption(*features(6), SEARCH) == found[1]
     assert [caption.text for caption in found[0]] == [caption.text for caption in found[1]]
     assert [caption.log_probability for caption in found[0]] == pytest.approx(

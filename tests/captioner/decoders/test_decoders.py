@@ -411,6 +411,7 @@ def test_onednn_is_for_float32_on_amds_wide_cpus(
         (tmp_path / "cpuinfo").write_text(cpu)
     monkeypatch.setattr(onednn, "_CPUS", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     onednn._amd_with_avx512.cache_clear()
     try:
         assert onednn.worthwhile(torch.device(device), dtype) is worthwhile
