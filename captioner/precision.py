@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
+
+from captioner import openmp
 
 
 def choose(name: str, device: torch.device) -> torch.dtype:
@@ -30,15 +30,8 @@ def bytes_of(model: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def allowed_threads(wanted: int) -> int:
-    """Of so many threads as many as OpenMP may have. Told of more, torch gets wrong numbers of
-    oneDNN, or none."""
-    limit = os.environ.get("OMP_THREAD_LIMIT", "")
-    return min(wanted, int(limit)) if limit.isdecimal() and int(limit) else wanted
-
-
 def heed_openmp() -> None:
     """Tell torch, which does not look by itself."""
     now = torch.get_num_threads()
-    if allowed_threads(now) < now:
-        torch.set_num_threads(allowed_threads(now))
+    if openmp.allowed(now) < now:
+        torch.set_num_threads(openmp.allowed(now))

@@ -11,7 +11,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy
 
-from captioner import precision
+from captioner import openmp
 from captioner.config import JobConfig
 from captioner.errors import CannotSchedule
 from jobs.session import SPARE_CPUS, cores, require_shared
@@ -58,7 +58,7 @@ class Workers:
     @property
     def threads(self) -> int:
         """For torch, on the worker's own machine: logical CPUs may be more than its cores."""
-        return precision.allowed_threads(min(self.cpus, cores()))
+        return openmp.allowed(min(self.cpus, cores()))
 
 
 def encoders(config: JobConfig, batches: int = 0, model_bytes: int = 0) -> Workers:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from ray.data import DataContext
 
-from captioner import configuration, decoders, model, model_files, precision, storage, tower_copy
+from captioner import configuration, decoders, model, model_files, openmp, storage, tower_copy
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
 from captioner.model import CaptionModel
@@ -42,7 +42,7 @@ def measure(
 ) -> None:
     """Print captions/s from ready features and of the fused job, of a trained model or of one with
     random weights, which writes captions longer than people's."""
-    torch.set_num_threads(precision.allowed_threads(session.cores()))
+    torch.set_num_threads(openmp.allowed(session.cores()))
     with tempfile.TemporaryDirectory() as folder:
         url = model_url or _untrained(f"{folder}/model")
         more = (*overrides, "image.max_error_rate=1", f"cluster.rows_per_block={_BLOCK}")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from ray.data import DataContext
 
-from captioner import configuration, precision
+from captioner import configuration, openmp
 from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from captioner.errors import InputError
@@ -52,7 +52,7 @@ def extract(
     """
     if images is not None and "://" in images:
         raise InputError(f"--images {images}: not a local directory; copy some of them here first")
-    torch.set_num_threads(precision.allowed_threads(session.cores()))
+    torch.set_num_threads(openmp.allowed(session.cores()))
     with _prepared(images, count, overrides) as config:
         encoder = Encoder(config.encoder, "cuda" if on_gpu() else "cpu")
         _header(encoder)

@@ -16,8 +16,8 @@ from captioner import (
     features,
     manifest,
     model_files,
+    openmp,
     parquet_dir,
-    precision,
     storage,
 )
 from captioner.config import JobConfig
@@ -41,7 +41,7 @@ _HOLDERS = {"driver": "driver", "worker": "largest worker", "store": "object sto
 def measure(source: str, images: int, captions: int, overrides: tuple[str, ...]) -> None:
     """Print captions/s of bare steps, of the same without shared features, and of the job; and
     what memory the job took."""
-    torch.set_num_threads(precision.allowed_threads(session.cores()))
+    torch.set_num_threads(openmp.allowed(session.cores()))
     with tempfile.TemporaryDirectory() as folder:
         config = _config(source, folder, images, overrides)
         identity = _make(config, images, captions)
