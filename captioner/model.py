@@ -117,7 +117,7 @@ class CaptionModel:
         dtype = precision.choose(search.precision, self._device)
         with precision.autocast(self._device, dtype):
             decoder = self._on_onednn if onednn.worthwhile(self._device, dtype) else self.decoder
-            memory = self._memory(decoder, embedding, tokens)
+            memory = decoder.memory(*self._features(embedding, tokens))
             hypotheses = find(decoder, memory, ids, search, words)
         good = hypotheses.log_probability.isfinite().any(dim=1).cpu().numpy()
         if not good.all():
@@ -146,13 +146,12 @@ class CaptionModel:
         return looks
 
     def memory(self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None) -> Any:
-        return self._memory(self.decoder, embedding, tokens)
+        return self.decoder.memory(*self._features(embedding, tokens))
 
-    def _memory(
-        self, decoder: Any, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None
-    ) -> Any:
-        needed = None if tokens is None else self._tensor(tokens)
-        return decoder.memory(self._tensor(embedding), needed)
+    def _features(
+        self, embedding: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self._tensor(embedding), None if tokens is None else self._tensor(tokens)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and for Ray, which can hold no tensors of oneDNN's."""

@@ -4,6 +4,7 @@ parts alone."""
 from __future__ import annotations
 
 import tempfile
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from ray.data import DataContext
 
-from captioner import configuration, decoders, model, model_files, openmp, storage, tower_copy
+from captioner import configuration, decoders, model, model_files, storage, tower_copy
 from captioner.config import Decoder, JobConfig, Search
 from captioner.encoder import Encoder
 from captioner.model import CaptionModel
@@ -28,6 +29,7 @@ from jobs.bench.measuring import (
     row,
     seconds,
     steady,
+    use_all_cores,
 )
 from jobs.directory import job_config
 
@@ -42,7 +44,7 @@ def measure(
 ) -> None:
     """Print captions/s from ready features and of the fused job, of a trained model or of one with
     random weights, which writes captions longer than people's."""
-    torch.set_num_threads(openmp.allowed(session.cores()))
+    use_all_cores()
     with tempfile.TemporaryDirectory() as folder:
         url = model_url or _untrained(f"{folder}/model")
         more = (*overrides, "image.max_error_rate=1", f"cluster.rows_per_block={_BLOCK}")
@@ -61,8 +63,9 @@ def measure(
             f"{captioner.config.decoder.type} of {captioner.config.decoder.hidden_size}{trained}\n"
         )
         files = files_of(config.source.images, 2 * max(*_SIZES, size))  # half to get warm by
+        began = time.perf_counter()
         pixels = pixels_of(files, config, encoder)
-        decoding = len(files) / seconds(lambda: pixels_of(files, config, encoder))  # on one core
+        decoding = len(files) / (time.perf_counter() - began)  # on one core
         features = [encoder.encode(part) for part in _parts(pixels, 32)]
         embedding, tokens = (
             None if values[0] is None else torch.cat(list(values)).numpy()
@@ -148,7 +151,7 @@ def _search(
     for size in _SIZES[1:]:
         found = rate(size, beam)
         row(f"beam 5, batches of {size}", found, "captions/s", found / naive)
-    few = min(half, 4 * _ALONE)
+    few = min(len(embedding), 4 * _ALONE)
     same = sum(one == other for one, other in zip(plain(few), find(few, range(few), exact)))
     logs.say(f"{'    the same captions as one at a time':44} {same:9,} of {few:,}")
     found = rate(32, beam.model_copy(update={"precision": "auto"}))

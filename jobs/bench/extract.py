@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from ray.data import DataContext
 
-from captioner import configuration, openmp
+from captioner import configuration
 from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from captioner.errors import InputError
@@ -35,6 +35,7 @@ from jobs.bench.measuring import (
     row,
     seconds,
     steady,
+    use_all_cores,
 )
 
 _BLOCK = 64  # rows: a bench is short, and the first block's way is start-up
@@ -52,7 +53,7 @@ def extract(
     """
     if images is not None and "://" in images:
         raise InputError(f"--images {images}: not a local directory; copy some of them here first")
-    torch.set_num_threads(openmp.allowed(session.cores()))
+    use_all_cores()
     with _prepared(images, count, overrides) as config:
         encoder = Encoder(config.encoder, "cuda" if on_gpu() else "cpu")
         _header(encoder)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from captioner import openmp
 from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from captioner.images import decode
@@ -39,6 +40,10 @@ def draw(directory: Path, count: int) -> None:
         noise = dice.normal(0, 25, (375, 500, 3)).astype(np.float32)
         pixels = np.clip(ramp + noise, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(directory / f"{number:06d}.jpg", quality=85)
+
+
+def use_all_cores() -> None:
+    torch.set_num_threads(openmp.allowed(session.cores()))
 
 
 def on_gpu() -> bool:

@@ -16,7 +16,6 @@ from captioner import (
     features,
     manifest,
     model_files,
-    openmp,
     parquet_dir,
     storage,
 )
@@ -28,7 +27,7 @@ from captioner.training.batches import Batch, collate
 from captioner.training.learner import Learner, train_epoch
 from captioner.training.objective import cross_entropy
 from jobs import logs, session, train
-from jobs.bench.measuring import hardware, row, seconds
+from jobs.bench.measuring import hardware, row, seconds, use_all_cores
 from jobs.bench.memory import Peaks
 
 _WORDS = 3000  # of the vocabulary, about that of Flickr8k
@@ -41,7 +40,7 @@ _HOLDERS = {"driver": "driver", "worker": "largest worker", "store": "object sto
 def measure(source: str, images: int, captions: int, overrides: tuple[str, ...]) -> None:
     """Print captions/s of bare steps, of the same without shared features, and of the job; and
     what memory the job took."""
-    torch.set_num_threads(openmp.allowed(session.cores()))
+    use_all_cores()
     with tempfile.TemporaryDirectory() as folder:
         config = _config(source, folder, images, overrides)
         identity = _make(config, images, captions)

@@ -87,9 +87,7 @@ def test_captions_are_measured_in_batches_and_in_the_job(
     assert "RANDOM WEIGHTS" in output
     assert "UNTRAINED" not in output
     assert len(figures(output, "captions/s")) == 8
-    same, of = re.findall(r"the same captions as one at a time +(\d+) of (\d+)\n", output)[0]
-    assert same == of
-    assert int(of) >= 16
+    assert re.search(r"the same captions as one at a time +64 of 64\n", output)
     assert all(value > 0 for value in figures(output, "images/s"))
 
 
