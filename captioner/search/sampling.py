@@ -32,27 +32,42 @@ def sample_captions(
     said = torch.full((images, rows, 1), SOS, device=device)
     finished = torch.zeros((images, rows), dtype=torch.bool, device=device)
     log_probability = torch.zeros((images, rows), device=device)
+    going = Stepped.of(~finished)
     for position in range(length):
-        logits, state, _ = decoder.step(said[:, :, -1], state, memory)
+        image_of = torch.arange(len(said), device=device).unsqueeze(1)
+        before = said[image_of, going.rows]
+        logits, state, _ = decoder.step(before[:, :, -1], state, memory)
         logits = logits.float()
         logits[:, :, NEVER] = -torch.inf
         norm = logits.logsumexp(dim=-1, keepdim=True)
-        allowed, _ = rules.apply(logits, norm, said)
+        allowed, _ = rules.apply(logits, norm, before)
         kept = truncated(allowed / options.temperature, options.top_k, options.top_p)
-        word = draw(kept, dice[leaving.left, :, position])
-        own = (logits.gather(-1, word.unsqueeze(-1)) - norm).squeeze(-1)
-        log_probability = log_probability + own.masked_fill(finished, 0.0)
+        drawn = draw(kept, dice[leaving.left.unsqueeze(1), going.rows, position])
+        own = (logits.gather(-1, drawn.unsqueeze(-1)) - norm).squeeze(-1)
+        word = torch.full_like(finished, PAD, dtype=torch.long).scatter(1, going.rows, drawn)
         said = torch.cat([said, word.masked_fill(finished, PAD).unsqueeze(-1)], dim=-1)
+        own = own.masked_fill(finished.gather(1, going.rows), 0.0)
+        log_probability = log_probability.scatter_add(1, going.rows, own)
         finished = finished | (word == EOS)
+        going, state = _fewer(going, finished, state)
         tokens = (said[:, :, 1:] != PAD).sum(dim=-1)
         score = log_probability / tokens**options.length_penalty
         stay = leaving.let_go(finished.all(dim=-1), said[:, :, 1:], log_probability, score)
         if stay is not None:
             if not len(stay):
                 break
-            memory, state = select(memory, stay), select(state, stay)
+            memory, state, going = select(memory, stay), select(state, stay), select(going, stay)
             said, finished, log_probability = said[stay], finished[stay], log_probability[stay]
     return leaving.found(rows)
+
+
+def _fewer(going: Stepped, finished: Tensor, state: Any) -> tuple[Stepped, Any]:
+    """The rows to step from here on, and their state."""
+    fewer = Stepped.of(~finished)
+    if fewer.rows.shape[1] == going.rows.shape[1]:
+        return going, state
+    image_of = torch.arange(len(finished), device=finished.device).unsqueeze(1)
+    return fewer, select(state, (image_of, going.place.gather(1, fewer.rows)))
 
 
 def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -83,7 +98,6 @@ def sample(
     device = device_of(memory)
     word = torch.full((images, rows), SOS, device=device)
     finished = torch.zeros_like(word, dtype=torch.bool)
-    image_of = torch.arange(images, device=device).unsqueeze(1)
     going = Stepped.of(~finished)
     state = decoder.start(memory, rows)
     words = []
@@ -99,10 +113,7 @@ def sample(
         finished |= word == EOS
         if bool(finished.all()):
             break
-        fewer = Stepped.of(~finished)
-        if fewer.rows.shape[1] < going.rows.shape[1]:
-            state = select(state, (image_of, going.place.gather(1, fewer.rows)))
-            going = fewer
+        going, state = _fewer(going, finished, state)
     return torch.stack(words, dim=-1)
 
 
