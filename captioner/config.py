@@ -244,6 +244,8 @@ class SelfCritical(Section):
     """How much smoothed BLEU-4 counts in the reward beside CIDEr-D."""
     cross_entropy: Annotated[float, Field(ge=0.0)] = 0.0
     """How much the first stage's loss, of people's words alone, counts beside the reward's."""
+    patch_dropout: Dropout = 0.0
+    """How many of an image's patches a step goes without, other ones every time."""
 
 
 class Share(Section):
@@ -438,6 +440,8 @@ class JobConfig(Section):
     def _attention_has_tokens(self) -> JobConfig:
         if self.decoder.attention != "none" and not self.encoder.tokens:
             raise ValueError("decoder.attention needs encoder.tokens: true (or attention: none)")
+        if self.decoder.attention == "none" and self.train.self_critical.patch_dropout:
+            raise ValueError("train.self_critical.patch_dropout needs decoder.attention")
         return self
 
     def at(self, *parts: str) -> str:

@@ -36,6 +36,16 @@ class Batch:
         """How many captions there are; images with fewer than the others have empty rows."""
         return int((self.words[:, :, 0] != PAD).sum())
 
+    def without_patches(self, share: float) -> Batch:
+        """Every image without so many of its patches, others of each; one is left at least."""
+        if self.tokens is None or not share:
+            return self
+        images, patches, _ = self.tokens.shape
+        left = max(1, round(patches * (1.0 - share)))
+        order = torch.rand(images, patches, device=self.tokens.device).argsort(dim=1)
+        image_of = torch.arange(images, device=self.tokens.device).unsqueeze(1)
+        return replace(self, tokens=self.tokens[image_of, order[:, :left]])
+
 
 def collate(
     rows: pa.Table, vocabulary: AnyVocabulary, options: Train, device: torch.device

@@ -12,7 +12,10 @@ a temperature of a half its captions are near those that a search finds, and it 
 weighed against each other.
 
 Rewarded for its own words alone, it learns the captions of the training images by heart.
-``self_critical.cross_entropy`` has it learn people's words beside its own.
+``self_critical.cross_entropy`` has it learn people's words beside its own. ``patch_dropout`` has it
+look at other parts of an image every time (Liu et al., "PatchDropout: Economizing Vision
+Transformers Using Patch Dropout", WACV 2023): attention's weights add up to 1 over the patches that
+are left, so that unlike other dropout this does not make the decoder another one.
 """
 
 from __future__ import annotations
@@ -75,6 +78,7 @@ def self_critical(
     # What is drawn and what learns must be the same decoder: with dropout it would be another one,
     # that finds its own words improbable, and the gradient is no longer REINFORCE's.
     critic = options.self_critical
+    batch = batch.without_patches(critic.patch_dropout)
     decoder.eval()
     words = _drawn(decoder, batch, critic)  # (images, samples, length)
     rewards = torch.tensor(

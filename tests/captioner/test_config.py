@@ -158,6 +158,12 @@ def test_attention_without_tokens_is_refused(tmp_path: Path) -> None:
     assert not job.encoder.tokens
 
 
+def test_patches_are_dropped_only_where_they_are_looked_at(tmp_path: Path) -> None:
+    changes = {"decoder": {"attention": "none"}, "train": {"self_critical": {"patch_dropout": 0.5}}}
+    with pytest.raises(InputError, match=r"patch_dropout needs decoder\.attention"):
+        load(tmp_path, {**MINIMAL, **changes})
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such configuration file"):
         configuration.load(str(tmp_path / "nowhere.yaml"))

@@ -11,6 +11,7 @@ from captioner.vocabulary import EOS, PAD, SOS, UNK
 from tests.captioner.training.data import (
     CAPTIONS,
     CAT,
+    CHANNELS,
     CPU,
     DOG,
     RUNS,
@@ -129,3 +130,25 @@ def test_what_an_epoch_remembers_keeps_no_rows_in_memory() -> None:
     batch = make_batch()
     assert batch.serials.base is None
     assert batch.serials.tolist() == [100, 101, 102]
+
+
+def test_patches_are_left_out_of_each_image_by_itself() -> None:
+    batch = make_batch([["A dog."]] * 8)
+    assert batch.tokens is not None
+    torch.manual_seed(0)
+    fewer = batch.without_patches(0.5).tokens
+    assert fewer is not None
+    assert fewer.shape == (8, 2, CHANNELS)
+    kept = (batch.tokens.unsqueeze(1) == fewer.unsqueeze(2)).all(dim=-1)  # (images, left, patches)
+    assert (kept.sum(dim=-1) == 1).all()
+    assert (kept.sum(dim=1) <= 1).all()
+    assert len(kept.any(dim=1).unique(dim=0)) > 1  # not the same ones of all
+    assert not torch.equal(batch.without_patches(0.5).tokens, fewer)
+
+
+def test_a_patch_is_left_of_every_image() -> None:
+    batch = make_batch()
+    fewer = batch.without_patches(0.99).tokens
+    assert fewer is not None
+    assert fewer.shape[1] == 1
+    assert batch.without_patches(0.0) is batch

@@ -8,6 +8,7 @@ import torch
 from captioner.config import SelfCritical
 from captioner.metrics import CiderD, sentence_bleu_4
 from captioner.training import self_critical as module
+from captioner.training.batches import Batch
 from captioner.training.learner import Learner
 from captioner.training.objective import Loss, cross_entropy
 from captioner.training.self_critical import Reward, self_critical
@@ -94,6 +95,24 @@ def test_cross_entropy_counts_beside_the_reward() -> None:
     people = cross_entropy(decoder, batch, options()).objective
     torch.testing.assert_close(both.objective, alone.objective + 0.1 * people)
     assert (both.total, both.count) == (alone.total, alone.count)
+
+
+def test_captions_are_drawn_and_learned_from_the_same_patches() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    reward = Reward(CiderD.of_references(WHOLE), 0.0)
+
+    def loss(seen: Batch, dropped: float) -> Loss:
+        critic = SelfCritical(cross_entropy=0.1, patch_dropout=dropped)
+        return self_critical(
+            decoder, decoder, seen, options(self_critical=critic), VOCABULARY, reward
+        )
+
+    torch.manual_seed(0)
+    found = loss(batch, 0.5)
+    torch.manual_seed(0)
+    expected = loss(batch.without_patches(0.5), 0.0)
+    torch.testing.assert_close(found.objective, expected.objective)
+    assert (found.total, found.count) == (expected.total, expected.count)
 
 
 def test_dropout_is_for_peoples_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
