@@ -115,8 +115,11 @@ class Progress:
 
     def _note(self, now: float, count: Count) -> None:
         mark = _Mark(now, count)
-        if self._recent and count.done < self._recent[-1].count.done:
-            self._first, self._recent = None, []  # a training goes on from before
+        if self._recent:
+            last = self._recent[-1].count
+            # A training goes on from before, or at another pace.
+            if count.done < last.done or count.stage != last.stage:
+                self._first, self._recent = None, []
         if self._first is None and count.done:
             self._first = mark
         self._recent.append(mark)
@@ -124,7 +127,7 @@ class Progress:
             self._recent.pop(0)
 
     def _rate(self, now: float, count: Count) -> float | None:
-        """Rows a second since the first rows."""
+        """Rows a second since the first rows, of a training since those of its stage."""
         first = self._first
         if first is None or count.done <= first.count.done or now <= first.time:
             return None

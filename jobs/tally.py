@@ -27,6 +27,7 @@ class Count(NamedTuple):
     actors: int  # that have reported
     busy: float  # seconds that they have worked, all together
     captions: int = 0  # that a training has learned from
+    stage: str = ""  # of a training: each has its own pace
 
 
 @ray.remote(num_cpus=0)
@@ -40,14 +41,14 @@ class Tally:
         self._lines: list[str] = []
         self._told: InputError | None = None
         self._first: tuple[float, int] | None = None
-        self._epoch = 0
+        self._epoch, self._stage = 0, ""
         self._busy: Counter[str] = Counter()  # seconds, by actor
         self._captions = 0
         self._metrics = Metrics(what)
 
-    def begin(self, epoch: int) -> None:
+    def begin(self, epoch: int, stage: str) -> None:
         """The tasks that feed a training ask which epoch it is."""
-        self._epoch = epoch
+        self._epoch, self._stage = epoch, stage
 
     def epoch(self) -> int:
         return self._epoch
@@ -99,6 +100,7 @@ class Tally:
             len(self._busy),
             sum(self._busy.values()),
             self._captions,
+            self._stage,
         )
 
 

@@ -127,7 +127,8 @@ class Worker:
         if self._learner is None or self._stage != stage:
             self._learner, self._stage = self._new_learner(stage), stage
         learner, state = self._learner, self.progress
-        ray.get(self._task.tally.begin.remote(state.epoch))  # before its data are asked for
+        # Before its data are asked for.
+        ray.get(self._task.tally.begin.remote(state.epoch, stage))
         # Dropout, and captions drawn: others in every epoch, and for every worker.
         torch.manual_seed(self._options.seed + 1000 * state.epoch + self._rank)
         before, seen_before = state.totals, state.done

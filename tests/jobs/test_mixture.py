@@ -85,7 +85,7 @@ def test_each_epoch_has_an_order_of_its_own_and_the_same_when_it_goes_on(
     tally = Tally.remote("train")
     orders = []
     for epoch in (0, 1, 0):
-        ray.get(tally.begin.remote(epoch))
+        ray.get(tally.begin.remote(epoch, "cross_entropy"))
         places = pa.table({"place": range(6)})
         tables = mixture.read_shards(places, urls, ["serial"], [], 0, tally)
         orders.append([n for table in tables for n in table["serial"].to_pylist()])
@@ -114,7 +114,7 @@ def test_tasks_ask_which_epoch_it_is(cluster: str) -> None:
     rows = features.pa.table({"serial": range(1000)})
     sizes = []
     for epoch in (0, 1, 0):
-        ray.get(tally.begin.remote(epoch))
+        ray.get(tally.begin.remote(epoch, "cross_entropy"))
         sizes.append(mixture.drawn(rows, [0.5], 0, tally)["serial"].to_pylist())
     assert sizes[0] == sizes[2] != sizes[1]
 

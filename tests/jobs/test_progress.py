@@ -93,6 +93,22 @@ def test_a_training_that_goes_back_to_its_checkpoint_has_a_rate_and_time_left(
     assert found["seconds_left"] == 76.0
 
 
+def test_the_second_stage_of_a_training_has_a_rate_and_time_left_of_its_own(
+    clock: Write, make: Callable[..., Progress], tmp_path: Path
+) -> None:
+    line = make("train", 1_000)
+    for second in range(80):
+        clock(second)
+        slow = second - 50  # seconds since the second stage began
+        images = 10 * min(second, 50) + 2 * max(0, slow)
+        stage = "self_critical" if slow > 0 else "cross_entropy"
+        line.write(count(images, captions=5 * images, stage=stage))
+    line.write(count(558, captions=2_790, stage="self_critical"), "failed")
+    found = json.loads((tmp_path / "progress.json").read_text())
+    assert (found["per_second"], found["per_second_now"]) == (2.0, 2.0)
+    assert (found["seconds_left"], found["captions_per_second"]) == (221.0, 10.0)
+
+
 def test_a_training_says_how_many_captions_a_second_it_learns_from(
     clock: Write,
     make: Callable[..., Progress],
