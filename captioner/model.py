@@ -34,7 +34,8 @@ Look = tuple[list[str], np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class CaptionModel:
-    """A trained decoder with all that it takes to caption."""
+    """A trained decoder with all that it takes to caption. Its weights must not change once it has:
+    a search may compute with copies of them (``_on_onednn``)."""
 
     decoder: Any
     vocabulary: AnyVocabulary
