@@ -10,15 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from captioner import (
-    configuration,
-    decoders,
-    features,
-    manifest,
-    model_files,
-    parquet_dir,
-    storage,
-)
+from captioner import configuration, decoders, features, manifest, model_files, parquet_dir, storage
 from captioner.config import JobConfig
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing

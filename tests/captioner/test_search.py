@@ -629,6 +629,17 @@ def test_drawing_steps_only_what_is_not_over(monkeypatch: pytest.MonkeyPatch) ->
     assert rows[-1] < 7
 
 
+def test_captions_are_drawn_by_stepping_only_what_is_not_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder, dice = make_decoder(1), torch.rand(IMAGES, 7, 21)
+    rows = count_rows(decoder, monkeypatch)
+    options = Search(method="sample", beam_size=7, max_words=20)
+    words = sampled(decoder, make_features(1), options, dice).words
+    assert rows == ((words != PAD).sum(dim=1).amax(dim=0)).tolist()
+    assert rows[-1] < 7
+
+
 def test_captions_come_best_first_and_all_differ() -> None:
     found = search(make_decoder(1), make_features(1), Search(beam_size=5, max_words=8))
     assert (found.score.diff(dim=-1) <= 0).all()
