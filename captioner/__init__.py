@@ -10,7 +10,6 @@ Nothing in here imports ray or click; the distributed jobs live in ``jobs``.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Captioner", "__version__"]
-
-
-# torch's large tensors on huge pages, where Linux gives them on request; torch reads this before
-# its first tensor. On a CPU half of the time may go into page faults otherwise: activations are of
-# tens of megabytes, and glibc gives them back to the kernel after each batch. (MobileNetV2 encodes
-# twice, training steps are 1.5 times as fast; EPYC, Zen 3.)
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def __getattr__(name: str) -> Any:

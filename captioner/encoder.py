@@ -21,7 +21,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from captioner import precision, storage, tower_copy
+from captioner import cpu, precision, storage, tower_copy
 from captioner.config import Encoder as EncoderOptions
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
@@ -63,7 +63,7 @@ class Encoder:
         tower: Tower | None = None,
     ) -> None:
         """``tower``: that of the options, where it is loaded already. A copy of it is used."""
-        precision.heed_openmp()
+        cpu.prepare()
         loaded = tower or Tower.load(options)
         self._device = torch.device(device)
         self._dtype = precision.choose(options.precision, self._device)

@@ -13,7 +13,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from captioner import configuration, decoders, features, model_files, precision, redaction, storage
+from captioner import (
+    configuration,
+    cpu,
+    decoders,
+    features,
+    model_files,
+    precision,
+    redaction,
+    storage,
+)
 from captioner.config import JobConfig, Search
 from captioner.decoders import onednn
 from captioner.decoders.gpt2 import GPT2Decoder
@@ -67,7 +76,7 @@ class CaptionModel:
         decoder = decoders.build(config.decoder, identity, len(vocabulary), language_model)
         weights = safetensors.torch.load(storage.read_bytes(storage.join(url, WEIGHTS)))
         decoder.load_state_dict(weights)
-        precision.heed_openmp()
+        cpu.prepare()
         return cls(decoder.eval().to(device), vocabulary, config, identity)
 
     def check_encoder(self, encoder: EncoderIdentity, origin: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from captioner import backends, configuration, model_files, precision, storage, tower_copy
+from captioner import backends, configuration, cpu, model_files, storage, tower_copy
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
 from captioner.errors import InputError
@@ -55,7 +55,7 @@ class Captioner:
         Raises:
             InputError: the model or its tower cannot be had, or the search is none.
         """
-        precision.heed_openmp()
+        cpu.prepare()
         name = os.fspath(model)
         tower, options, limits = EncoderOptions(), {"repetition_penalty": 1.0}, Image()
         if not backends.is_foreign(name):

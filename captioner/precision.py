@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from captioner import openmp
-
 
 def choose(name: str, device: torch.device) -> torch.dtype:
     """``auto`` is the fastest that loses nothing that matters; any other name is taken as it is."""
@@ -28,10 +26,3 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def bytes_of(model: torch.nn.Module) -> int:
     """What its weights take as they are."""
     return sum(tensor.nbytes for tensor in model.state_dict().values())
-
-
-def heed_openmp() -> None:
-    """Tell torch, which does not look by itself."""
-    now = torch.get_num_threads()
-    if openmp.allowed(now) < now:
-        torch.set_num_threads(openmp.allowed(now))

@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from captioner import decoders, model, model_files, storage
+from captioner import cpu, decoders, model, model_files, storage
 from captioner.config import JobConfig, Train
 from captioner.decoders.gpt2 import GPT2Decoder
 from captioner.identity import EncoderIdentity
@@ -54,6 +54,7 @@ class Task:
 def work(task: Task) -> None:
     """Train until the progress says that it is over."""
     torch.set_num_threads(task.threads)
+    cpu.prepare()
     worker = Worker(task)
     while (stage := worker.progress.stage(task.config.train)) is not None:
         worker.run_epoch(stage)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captioner import openmp
+from captioner import cpu
 from captioner.config import JobConfig
 from captioner.encoder import Encoder
 from captioner.images import decode
@@ -43,7 +43,8 @@ def draw(directory: Path, count: int) -> None:
 
 
 def use_all_cores() -> None:
-    torch.set_num_threads(openmp.allowed(session.cores()))
+    torch.set_num_threads(session.cores())
+    cpu.prepare()
 
 
 def on_gpu() -> bool:
