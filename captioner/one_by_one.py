@@ -44,7 +44,8 @@ class Captioner:
         encoder: str | None = None,
         **search: Any,
     ) -> Captioner:
-        """
+        """From then on the process keeps memory that large tensors have freed (``cpu.prepare``).
+
         Args:
             model: a model directory, ``hf:NAME`` or ``coca:NAME``.
             device: None: a GPU where there is one.
