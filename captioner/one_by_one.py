@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from captioner import backends, configuration, cpu, model_files, storage, tower_copy
+from captioner import backends, configuration, model_files, storage, tower_copy
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
 from captioner.errors import InputError
@@ -56,7 +56,6 @@ class Captioner:
         Raises:
             InputError: the model or its tower cannot be had, or the search is none.
         """
-        cpu.prepare()
         name = os.fspath(model)
         tower, options, limits = EncoderOptions(), {"repetition_penalty": 1.0}, Image()
         if not backends.is_foreign(name):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from captioner import cpu
 from captioner.config import Encoder as EncoderOptions
 from captioner.encoder import create_model, weights_digest
 from captioner.errors import InputError
@@ -27,6 +28,7 @@ class TextEncoder:
         Raises:
             InputError: the model has no text side that was ever trained, or no tokenizer for it.
         """
+        cpu.prepare()
         self._model, _ = create_model(options)
         self.image_weights_sha256 = weights_digest(self._model.visual)
         self._model.visual = nn.Identity()

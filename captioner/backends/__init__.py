@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from captioner import cpu
 from captioner.config import Encoder as EncoderOptions
 from captioner.config import Search
 from captioner.errors import InputError
@@ -58,6 +59,7 @@ def load(
     Raises:
         InputError: it cannot be had, does not fit, or does not know such a search.
     """
+    cpu.prepare()
     if not is_foreign(model):
         from captioner.backends.trained import TrainedCaptioner
 

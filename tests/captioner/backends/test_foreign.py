@@ -71,6 +71,20 @@ def test_captions_and_their_probability_are_those_of_transformers(
     assert len({round(caption.log_probability, 4) for caption in captions}) > 1
 
 
+@pytest.mark.parametrize("kind", ["git", "coca"])
+def test_their_process_is_made_ready_as_for_a_model_trained_here(
+    saved: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    torch.set_num_threads(2)
+    try:
+        backends.load(model_of(saved, kind), EXACT, search(1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_probability_is_that_of_the_words_and_the_end(
     saved: dict[str, Path], pixels: Any, beams: int
