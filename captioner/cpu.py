@@ -29,9 +29,13 @@ def _keep_memory() -> None:
     It would give them back to the kernel, and each batch begin with page faults: MobileNetV2 takes
     1.5 times as long so. (torch's THP_MEM_ALLOC_ENABLE makes the pages larger, but a place for a
     tensor that begins on one of 2 MB is hard to find: training takes a tenth longer.)
+
+    A thread that has an arena of its own already takes what is larger than 64 MB from the kernel
+    all the same. Ray's workers compute in such threads, hence MALLOC_ARENA_MAX=1 in the environment
+    that they are started in.
     """
     allocator = ctypes.CDLL(None)
     if hasattr(allocator, "mallopt"):  # not musl's
         allocator.mallopt(_MMAP_MAX, 0)  # mapped ones go back when they are freed
-        allocator.mallopt(_ARENA_MAX, 1)  # a thread's own arena has no room for large ones
+        allocator.mallopt(_ARENA_MAX, 1)  # for new threads
         allocator.mallopt(_TRIM_THRESHOLD, _KEPT)

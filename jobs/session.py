@@ -64,6 +64,7 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
         if cluster.address:
             _connect(cluster.address)
         else:
+            os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # for workers: see ``captioner.cpu``
             # Ray's checkpoint filters are actors of their own; with as many logical CPUs as
             # cores they would wait for ever for a CPU that the encoder holds.
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

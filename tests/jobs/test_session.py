@@ -1,13 +1,15 @@
-"""How many encoders a job gets where there is no GPU."""
+"""How many encoders a job gets where there is no GPU, and how they keep memory."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from jobs import pools
 from jobs.pools import Workers, encoders_of
+from tests.page_faults import is_kept
 from tests.runs import build_run
 
 GIB = 1024**3
@@ -54,3 +56,24 @@ def test_no_more_threads_than_openmp_may_have(
     monkeypatch.setenv("OMP_THREAD_LIMIT", limit)
     monkeypatch.setattr(pools, "cores", lambda: 8)
     assert Workers(1, 16, 0).threads == threads
+
+
+IN_AN_ACTOR = """
+import ray
+from captioner.config import Cluster
+from jobs import session
+session.start(Cluster())
+@ray.remote(max_concurrency=2)  # in threads
+class Worker:
+    def compute(self):
+        cpu.prepare()
+        compute()
+        return faults
+faults = ray.get(Worker.remote().compute.remote())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
+def test_workers_of_a_local_ray_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    assert is_kept(IN_AN_ACTOR)
