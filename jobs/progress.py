@@ -20,7 +20,7 @@ from jobs import logs
 from jobs.outputs import PROGRESS
 from jobs.tally import Count, ErrorLimits, Tally
 
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 1.0
 _PLAIN_EVERY_S = 60.0
 _FILE_EVERY_S = 10.0
 _RECENT_S = 30.0  # what "now" means

@@ -35,6 +35,10 @@ from jobs.tasks import redacting
 
 T = TypeVar("T")
 
+# Images that Ray is asked for at a time, for several steps: a step waits for it milliseconds.
+_ASKED_FOR = 128
+_TELL_EVERY_S = 1.0
+
 
 @dataclass(frozen=True)
 class Task:
@@ -134,6 +138,7 @@ class Worker:
         torch.manual_seed(self._options.seed + 1000 * state.epoch + self._rank)
         before, seen_before = state.totals, state.done
         own, seen = Totals(), [state.done[:0]]
+        told = Told(self._task.tally)
         started, saved_at = time.monotonic(), learner.steps
 
         def after(batch: Batch, loss: Loss) -> None:
@@ -141,7 +146,7 @@ class Worker:
             if not batch.idle:
                 own.add(loss, batch)
                 seen.append(batch.serials)
-                self._task.tally.add.remote(len(batch.serials), {}, captions=batch.captions)
+                told.now_and_then(own)
             # All workers save after the same step, whoever of them was idle in it.
             every = self._options.checkpoint_steps
             if every and learner.steps % every == 0 and learner.steps != saved_at:
@@ -151,6 +156,7 @@ class Worker:
                 self._save({"step": learner.steps})
 
         train_epoch(learner, self._training_batches(), self._objective(stage), after)
+        told.all(own)
         learned = self._sum(own)
         rate = learned.captions / (time.monotonic() - started)
         learned += before
@@ -196,13 +202,14 @@ class Worker:
     def _training_batches(self) -> Iterator[Batch]:
         options = self._options
         tables = ray.train.get_dataset_shard("train").iter_batches(
-            batch_size=self._part,
+            batch_size=self._part * max(1, _ASKED_FOR // self._part),
             batch_format="pyarrow",
             local_shuffle_buffer_size=options.shuffle_buffer,
             local_shuffle_seed=options.seed + self.progress.epoch,
         )
+        parts = batches.parts(tables, self._part)
         done, idle = self.progress.done, self._workers > 1
-        return batches.batches(tables, self._task.vocabulary, options, self._device, done, idle)
+        return batches.batches(parts, self._task.vocabulary, options, self._device, done, idle)
 
     def _validate(self, stage: Stage) -> dict[str, float]:
         assert self._learner is not None
@@ -248,6 +255,24 @@ class Worker:
         with tempfile.TemporaryDirectory() as directory:
             progress.save_checkpoint(directory, self._learner, self.progress)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+
+class Told:
+    """What the tally knows of an epoch. It hears of it once a second and not after every step: a
+    call takes a millisecond, and a step on a GPU not many more."""
+
+    def __init__(self, tally: Any) -> None:
+        self._tally, self._at = tally, time.monotonic()
+        self._images = self._captions = 0
+
+    def now_and_then(self, learned: Totals) -> None:
+        if time.monotonic() - self._at >= _TELL_EVERY_S:
+            self.all(learned)
+
+    def all(self, learned: Totals) -> None:
+        images, captions = learned.images - self._images, learned.captions - self._captions
+        self._tally.add.remote(images, {}, captions=captions)
+        self._at, self._images, self._captions = time.monotonic(), learned.images, learned.captions
 
 
 def epoch_line(entry: dict[str, Any], options: Train) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from captioner.training.learner import Learner, Totals
 from captioner.training.objective import cross_entropy
 from captioner.training.progress import Progress
 from jobs import train_worker
-from jobs.train_worker import Worker
+from jobs.train_worker import Told, Worker
 from tests.captioner.training.data import make_batch, make_decoder, options
 
 
@@ -53,6 +54,23 @@ def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
     assert saved == [(2, seen, 3), (4, seen * 3, 9), (None, [], 0)]
     assert worker.progress.history[0]["images"] == 9
     assert worker.progress.totals == Totals()
+
+
+def test_the_tally_hears_of_every_image_but_not_after_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, heard = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    tally = SimpleNamespace(
+        add=SimpleNamespace(remote=lambda images, _, captions: heard.append((images, captions)))
+    )
+    told, learned = Told(tally), Totals()
+    for clock.now in (0.4, 0.8, 1.2, 1.6):
+        learned += Totals(images=10, captions=50)
+        told.now_and_then(learned)
+    assert heard == [(30, 150)]
+    told.all(learned)
+    assert heard == [(30, 150), (10, 50)]
 
 
 @pytest.mark.parametrize(
