@@ -18,6 +18,8 @@ from captioner.encoder import Encoder
 from captioner.images import decode
 from jobs import logs, session
 
+_LONG_ENOUGH_S = 20.0  # for a job's rate
+
 
 def files_of(images: str, count: int) -> list[bytes]:
     paths = sorted(path for path in Path(images).rglob("*") if path.is_file())
@@ -62,6 +64,12 @@ def steady(summary: dict[str, Any]) -> float:
     if rate is None:
         logs.say("too few images to tell start-up from speed: the job's rate is with start-up")
         return float(summary["images_per_second"])
+    ran = summary["new_rows"] / rate
+    if ran < _LONG_ENOUGH_S:
+        logs.say(
+            f"the job ran for {ran:.0f} s, in much of which its pipeline filled and emptied: give "
+            "more images"
+        )
     return rate
 
 
