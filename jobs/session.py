@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from ray.data.context import DEFAULT_RETRIED_IO_ERRORS
 from captioner import storage
 from captioner.config import Cluster, JobConfig
 from captioner.errors import ClusterUnavailable, InputError
-from jobs import logs
+from jobs import head, logs
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
 # done, decoding, writing. They are logical, and mostly idle.
 SPARE_CPUS = 4
-_ANSWER_S = 10.0  # for the head of a cluster to take a connection
 
 
 def cores() -> int:
@@ -78,6 +76,7 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
                 log_to_driver=False,
                 **logs.ray_options(),
             )
+        head.watch()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process at once
         logs.after_ray()
@@ -122,8 +121,7 @@ def _require_answer(address: str) -> None:
     """Ray itself would ask a head that is gone for a quarter of an hour, or end the process."""
     found = services.canonicalize_bootstrap_address(address)
     if found is not None and "://" not in address:
-        with socket.create_connection(services.extract_ip_port(found), timeout=_ANSWER_S):
-            pass
+        head.require_answer(found)
 
 
 def require_shared(places: Mapping[str, str], shared_paths: bool) -> None:

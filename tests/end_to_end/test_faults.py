@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import Result
 from PIL import Image
 
 from jobs.stream import rows_written
+from tests.conftest import MANY
 from tests.processes import Command, wait_until
 from tests.shards import assert_each_once
 
@@ -29,6 +31,29 @@ def test_a_second_command_in_the_same_run_directory_is_refused(
     # Killed, it does not keep the directory.
     captioner("index", *slow_config)
     assert not (tmp_path / "run" / "_lock.json").exists()
+
+
+@pytest.mark.slow
+def test_a_command_whose_head_is_gone_says_so_and_the_next_one_goes_on(
+    captioner: Cli, slow_config: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner("index", *slow_config)
+    features = str(tmp_path / "run" / "features")
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "18")
+    slower = [*slow_config, "--set=encoder.precision=float32"]
+    with Command("extract", *slower, "--set=cluster.address=null") as command:
+        wait_until(lambda: rows_written(f"{features}.checkpoints") >= 64, command)
+        children = psutil.Process(command.process.pid).children(recursive=True)
+        (head,) = [process for process in children if process.name() == "gcs_server"]
+        head.kill()
+        assert command.process.wait(60) == 75
+        assert "does not answer\n" in command.output
+        assert "Error: the head of the Ray cluster" in command.output
+    kept = rows_written(f"{features}.checkpoints")
+    assert 64 <= kept < MANY
+    went_on = captioner("extract", *slower).output
+    assert f"{kept} kept" in went_on
+    assert_each_once(features, MANY)
 
 
 @pytest.fixture
