@@ -4,6 +4,7 @@ minute, without a word and with a status that tells no one to try again."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -16,17 +17,19 @@ from captioner.errors import ClusterUnavailable
 from jobs import logs
 
 _LOOK_EVERY_S = 2.0
-_ANSWER_S = 10.0  # for it to take a connection
+_ANSWER_S = 3.0  # for it to take a connection
 # How long Ray waits for a head that may come back, as one with fault tolerance does.
 _RAY_WAITS_S = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112
+# Others are this machine's own: no name found, no file left to open.
+_GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
-def require_answer(address: str) -> None:
+def require_answer(address: str, seconds: float = 10.0) -> None:
     """
     Raises:
         OSError: nothing takes a connection at this ``host:port``.
     """
-    with socket.create_connection(services.extract_ip_port(address), timeout=_ANSWER_S):
+    with socket.create_connection(services.extract_ip_port(address), timeout=seconds):
         pass
 
 
@@ -40,26 +43,33 @@ def watch() -> None:
 def _watch(address: str) -> None:
     gone_at: float | None = None
     while _is_connected_to(address):
-        try:
-            require_answer(address)
-        except OSError:
-            if not _is_connected_to(address):  # it was this process that left
-                return
-            now = time.monotonic()
-            if gone_at is None:
-                gone_at = now
-                logs.note(f"the head of the Ray cluster, {address}, does not answer")
-            elif now - gone_at > _RAY_WAITS_S * 5 / 6:
-                _end(address, now - gone_at)
-        else:
+        now = time.monotonic()
+        if _answers(address):
             if gone_at is not None:
-                logs.note(f"the head of the Ray cluster, {address}, answers again")
+                logs.aside(f"the head of the Ray cluster, {address}, answers again")
             gone_at = None
+        elif not _is_connected_to(address):  # it was this process that left
+            return
+        elif gone_at is None:
+            gone_at = now
+            logs.aside(f"the head of the Ray cluster, {address}, does not answer")
+        elif now - gone_at > _RAY_WAITS_S * 3 / 4:
+            _end(address, now - gone_at)
         time.sleep(_LOOK_EVERY_S)
 
 
+def _answers(address: str) -> bool:
+    try:
+        require_answer(address, _ANSWER_S)
+    except TimeoutError:
+        return False
+    except OSError as error:
+        return error.errno not in _GONE
+    return True
+
+
 def _is_connected_to(address: str) -> bool:
-    with contextlib.suppress(AttributeError):  # it is leaving just now
+    with contextlib.suppress(AttributeError, RuntimeError):  # it is leaving just now
         return ray.is_initialized() and ray.get_runtime_context().gcs_address == address
     return False
 
@@ -69,6 +79,8 @@ def _end(address: str, seconds: float) -> None:
         f"the head of the Ray cluster, {address}, has not answered for {seconds:.0f} s. Was it "
         "stopped, or killed for memory? What is done stays done; the same command goes on later"
     )
-    logs.error(str(error))
-    # Whatever waits for Ray in the main thread would wait for ever.
-    os._exit(error.status)
+    try:
+        logs.error(str(error))
+    finally:
+        # Whatever waits for Ray in the main thread would wait for ever.
+        os._exit(error.status)

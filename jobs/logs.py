@@ -72,6 +72,16 @@ def note(text: str) -> None:
     _log(logging.INFO, text)
 
 
+def aside(text: str) -> None:
+    """The same, where a line may stand that moves."""
+    note(f"\r\x1b[2K{text}" if can_move() else text)
+
+
+def can_move() -> bool:
+    """Whether a line can be written again and again in the same place."""
+    return sys.stderr.isatty() and not _is_json
+
+
 def error(text: str) -> None:
     """Why the command fails, to standard error."""
     _log(logging.ERROR, text)

@@ -75,7 +75,7 @@ class Progress:
     """What is known of a job, as a line and as a file."""
 
     def __init__(self, what: str, total: int | None, url: str) -> None:
-        self.moves = sys.stderr.isatty() and not logs.is_json()
+        self.moves = logs.can_move()
         self._what, self._total, self._url = what, total, url
         self._began, self._began_at = time.monotonic(), datetime.now(UTC)
         self._patience = _PATIENCE_S
@@ -96,7 +96,7 @@ class Progress:
             ]
             self._patience *= 2
         for line in lines:
-            logs.note(f"\r\x1b[2K{line}" if self.moves else line)
+            logs.aside(line)
         self._note(now, count)
         if self.moves:
             # Of a line that wraps only the last row would be cleared.

@@ -76,7 +76,8 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
                 log_to_driver=False,
                 **logs.ray_options(),
             )
-        head.watch()
+        if "://" not in (cluster.address or ""):  # Ray's client has a server in the head's place
+            head.watch()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process at once
         logs.after_ray()

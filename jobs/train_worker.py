@@ -201,15 +201,16 @@ class Worker:
 
     def _training_batches(self) -> Iterator[Batch]:
         options = self._options
+        parts = max(1, min(_ASKED_FOR, options.shuffle_buffer) // self._part)
         tables = ray.train.get_dataset_shard("train").iter_batches(
-            batch_size=self._part * max(1, _ASKED_FOR // self._part),
+            batch_size=self._part * parts,
             batch_format="pyarrow",
             local_shuffle_buffer_size=options.shuffle_buffer,
             local_shuffle_seed=options.seed + self.progress.epoch,
         )
-        parts = batches.parts(tables, self._part)
+        tables = batches.parts(tables, self._part)
         done, idle = self.progress.done, self._workers > 1
-        return batches.batches(parts, self._task.vocabulary, options, self._device, done, idle)
+        return batches.batches(tables, self._task.vocabulary, options, self._device, done, idle)
 
     def _validate(self, stage: Stage) -> dict[str, float]:
         assert self._learner is not None

@@ -62,13 +62,12 @@ def steady(summary: dict[str, Any]) -> float:
     """A job's rate once it ran; where its images were all one batch, with start-up."""
     rate: float | None = summary["steady_images_per_second"]
     if rate is None:
-        logs.say("too few images to tell start-up from speed: the job's rate is with start-up")
+        logs.note("too few images to tell start-up from speed: the job's rate is with start-up")
         return float(summary["images_per_second"])
-    ran = summary["new_rows"] / rate
-    if ran < _LONG_ENOUGH_S:
-        logs.say(
-            f"the job ran for {ran:.0f} s, in much of which its pipeline filled and emptied: give "
-            "more images"
+    if summary["new_rows"] < _LONG_ENOUGH_S * rate:
+        logs.note(
+            f"the job ran for {summary['new_rows'] / rate:.0f} s, in much of which its pipeline "
+            "filled and emptied: give more images"
         )
     return rate
 

@@ -39,7 +39,7 @@ def test_a_command_whose_head_is_gone_says_so_and_the_next_one_goes_on(
 ) -> None:
     captioner("index", *slow_config)
     features = str(tmp_path / "run" / "features")
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "18")
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "32")
     slower = [*slow_config, "--set=encoder.precision=float32"]
     with Command("extract", *slower, "--set=cluster.address=null") as command:
         wait_until(lambda: rows_written(f"{features}.checkpoints") >= 64, command)

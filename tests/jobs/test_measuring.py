@@ -24,6 +24,6 @@ def test_a_rate_of_a_short_job_comes_with_a_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert measuring.steady(summary) == rate
-    line = capsys.readouterr().out
+    line = capsys.readouterr().err
     assert line.startswith(said)
     assert bool(line) == bool(said)

@@ -20,10 +20,17 @@ from tests.captioner.training.data import make_batch, make_decoder, options
 
 
 class Tally:
-    """Answers like the actor, and hears of nothing."""
+    """Answers like the actor, and remembers what was added."""
+
+    def __init__(self) -> None:
+        self.images = 0
 
     def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments, **more: None)
+        return SimpleNamespace(remote=lambda *arguments, **more: self._hear(name, *arguments))
+
+    def _hear(self, name: str, images: Any = None, *_: Any) -> None:
+        if name == "add":
+            self.images += images
 
 
 def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
@@ -32,7 +39,7 @@ def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
     """They would wait for it for ever, in an epoch that goes on after a crash."""
     settings = options(checkpoint_steps=2)
     worker: Any = object.__new__(Worker)
-    worker._task = SimpleNamespace(tally=Tally())
+    worker._task = SimpleNamespace(tally=(tally := Tally()))
     worker._options, worker._workers, worker._rank = settings, 2, 1
     worker._learner, worker._stage = Learner(make_decoder(), settings, 1e-2, 10), "cross_entropy"
     worker.progress = Progress()
@@ -54,6 +61,25 @@ def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
     assert saved == [(2, seen, 3), (4, seen * 3, 9), (None, [], 0)]
     assert worker.progress.history[0]["images"] == 9
     assert worker.progress.totals == Totals()
+    assert tally.images == 9
+
+
+@pytest.mark.parametrize(
+    ("part", "buffer", "asked_for"),
+    [(32, 1024, 128), (48, 1024, 96), (300, 1024, 300), (32, 64, 64), (32, 1, 32)],
+)
+def test_ray_is_asked_for_whole_batches(
+    monkeypatch: pytest.MonkeyPatch, part: int, buffer: int, asked_for: int
+) -> None:
+    asked: list[int] = []
+    shard = SimpleNamespace(iter_batches=lambda batch_size, **_: asked.append(batch_size) or [])
+    monkeypatch.setattr(ray.train, "get_dataset_shard", lambda name: shard)
+    worker: Any = object.__new__(Worker)
+    worker._options, worker._workers = options(batch_size=part, shuffle_buffer=buffer), 1
+    worker._task, worker._device = SimpleNamespace(vocabulary=None), "cpu"
+    worker.progress = Progress()
+    assert list(worker._training_batches()) == []
+    assert asked == [asked_for]
 
 
 def test_the_tally_hears_of_every_image_but_not_after_every_step(
