@@ -35,8 +35,6 @@ from jobs.tasks import redacting
 
 T = TypeVar("T")
 
-# Images that Ray is asked for at a time, for several steps: a step waits for it milliseconds.
-_ASKED_FOR = 128
 _TELL_EVERY_S = 1.0
 
 
@@ -201,14 +199,12 @@ class Worker:
 
     def _training_batches(self) -> Iterator[Batch]:
         options = self._options
-        parts = max(1, min(_ASKED_FOR, options.shuffle_buffer) // self._part)
         tables = ray.train.get_dataset_shard("train").iter_batches(
-            batch_size=self._part * parts,
+            batch_size=self._part,
             batch_format="pyarrow",
             local_shuffle_buffer_size=options.shuffle_buffer,
             local_shuffle_seed=options.seed + self.progress.epoch,
         )
-        tables = batches.parts(tables, self._part)
         done, idle = self.progress.done, self._workers > 1
         return batches.batches(tables, self._task.vocabulary, options, self._device, done, idle)
 

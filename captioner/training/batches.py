@@ -91,13 +91,6 @@ def _floats(column: pa.ChunkedArray, device: torch.device) -> Tensor:
     return torch.tensor(features.to_numpy(column)).to(device).float()
 
 
-def parts(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same tables in parts of so many rows; the last of a table may have fewer."""
-    for table in tables:
-        for start in range(0, len(table), rows):
-            yield table[start : start + rows]
-
-
 def batches(
     tables: Iterable[pa.Table],
     vocabulary: AnyVocabulary,

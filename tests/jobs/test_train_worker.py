@@ -64,24 +64,6 @@ def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
     assert tally.images == 9
 
 
-@pytest.mark.parametrize(
-    ("part", "buffer", "asked_for"),
-    [(32, 1024, 128), (48, 1024, 96), (300, 1024, 300), (32, 64, 64), (32, 1, 32)],
-)
-def test_ray_is_asked_for_whole_batches(
-    monkeypatch: pytest.MonkeyPatch, part: int, buffer: int, asked_for: int
-) -> None:
-    asked: list[int] = []
-    shard = SimpleNamespace(iter_batches=lambda batch_size, **_: asked.append(batch_size) or [])
-    monkeypatch.setattr(ray.train, "get_dataset_shard", lambda name: shard)
-    worker: Any = object.__new__(Worker)
-    worker._options, worker._workers = options(batch_size=part, shuffle_buffer=buffer), 1
-    worker._task, worker._device = SimpleNamespace(vocabulary=None), "cpu"
-    worker.progress = Progress()
-    assert list(worker._training_batches()) == []
-    assert asked == [asked_for]
-
-
 def test_the_tally_hears_of_every_image_but_not_after_every_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

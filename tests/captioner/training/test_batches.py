@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from captioner import features
-from captioner.training.batches import batches, collate, parts
+from captioner.training.batches import batches, collate
 from captioner.vocabulary import EOS, PAD, SOS, UNK
 from tests.captioner.training.data import (
     CAPTIONS,
@@ -101,12 +101,6 @@ def test_batches_come_one_a_table() -> None:
     rows = feature_rows()
     found = batches([rows[:2], rows[2:]], VOCABULARY, options(), CPU)
     assert [len(batch.embedding) for batch in found] == [2, 1]
-
-
-def test_tables_are_cut_in_parts() -> None:
-    rows = pa.table({"serial": range(11)})
-    cut = [part["serial"].to_pylist() for part in parts([rows[:8], rows[8:]], 4)]
-    assert cut == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
 @pytest.mark.parametrize("idle", [False, True])
