@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 
+import click
 import ray
 from ray._private import services
 
@@ -80,6 +81,8 @@ def _end(address: str, seconds: float) -> None:
         "stopped, or killed for memory? What is done stays done; the same command goes on later"
     )
     try:
+        if logs.can_move():  # the line of the progress stays as it is
+            click.echo(err=True)
         logs.error(str(error))
     finally:
         # Whatever waits for Ray in the main thread would wait for ever.
