@@ -76,7 +76,7 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
                 log_to_driver=False,
                 **logs.ray_options(),
             )
-        if "://" not in (cluster.address or ""):  # Ray's client has a server in the head's place
+        if not _is_of_client(cluster.address):
             head.watch()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process at once
@@ -121,8 +121,13 @@ def _connect(address: str) -> None:
 def _require_answer(address: str) -> None:
     """Ray itself would ask a head that is gone for a quarter of an hour, or end the process."""
     found = services.canonicalize_bootstrap_address(address)
-    if found is not None and "://" not in address:
+    if found is not None and not _is_of_client(address):
         head.require_answer(found)
+
+
+def _is_of_client(address: str | None) -> bool:
+    """Whether it is of Ray's client, which has a server in the head's place."""
+    return "://" in (address or "")
 
 
 def require_shared(places: Mapping[str, str], shared_paths: bool) -> None:

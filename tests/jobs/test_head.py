@@ -10,32 +10,28 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from jobs import head, logs
+from tests.s3 import Door
 
 
 class Exited(Exception):
     """In the place of the process's end."""
 
 
-class Door:
-    """Takes connections at ``address`` while it is open."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._port = self._socket.getsockname()[1]
-        self.address = f"127.0.0.1:{self._port}"
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def open(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", self._port))
+@pytest.fixture
+def door() -> Iterator[Door]:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        yield Door(target.getsockname()[1])
 
 
 @pytest.fixture
-def door() -> Iterator[Door]:
-    opened = Door()
-    yield opened
-    opened.close()
+def connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stays so, until it ends."""
+
+    def leave(status: int) -> None:
+        raise Exited(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(head, "_is_connected_to", lambda address: True)
 
 
 @pytest.fixture
@@ -61,18 +57,14 @@ class Clock:
 
 
 def test_a_head_that_comes_back_is_told_of_and_one_that_does_not_ends_the_process(
-    monkeypatch: pytest.MonkeyPatch, door: Door, said: list[str]
+    monkeypatch: pytest.MonkeyPatch, connected: None, door: Door, said: list[str]
 ) -> None:
-    def leave(status: int) -> None:
-        raise Exited(status)
-
-    monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(head, "_is_connected_to", lambda address: True)
-    clock = Clock(monkeypatch, lambda: None, door.close, lambda: None, door.open, door.close)
+    address = f"127.0.0.1:{door.port}"
+    clock = Clock(monkeypatch, lambda: None, door.shut, lambda: None, door.unlock, door.shut)
     with pytest.raises(Exited) as exited:
-        head._watch(door.address)
+        head._watch(address)
     assert exited.value.args == (75,)
-    gone = f"the head of the Ray cluster, {door.address}, does not answer"
+    gone = f"the head of the Ray cluster, {address}, does not answer"
     assert said[:3] == [gone, gone.replace("does not answer", "answers again"), gone]
     assert "has not answered for 46 s" in said[3]
     assert "the same command goes on later" in said[3]
@@ -81,20 +73,15 @@ def test_a_head_that_comes_back_is_told_of_and_one_that_does_not_ends_the_proces
 
 
 def test_a_head_whose_machine_is_gone_takes_no_longer(
-    monkeypatch: pytest.MonkeyPatch, said: list[str]
+    monkeypatch: pytest.MonkeyPatch, connected: None, said: list[str]
 ) -> None:
     """Each connection is waited for."""
-
-    def leave(status: int) -> None:
-        raise Exited(status)
 
     def silence(address: str, seconds: float) -> None:
         clock.now += seconds
         raise TimeoutError
 
     clock = Clock(monkeypatch)
-    monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(head, "_is_connected_to", lambda address: True)
     monkeypatch.setattr(head, "require_answer", silence)
     with pytest.raises(Exited):
         head._watch("192.0.2.1:6379")
@@ -113,8 +100,8 @@ def test_a_process_that_leaves_its_cluster_says_nothing(
     monkeypatch: pytest.MonkeyPatch, door: Door, said: list[str]
 ) -> None:
     """It asks the head while the head goes."""
-    connected = iter([True, False])
-    monkeypatch.setattr(head, "_is_connected_to", lambda address: next(connected))
-    door.close()
-    head._watch(door.address)
+    answers = iter([True, False])
+    monkeypatch.setattr(head, "_is_connected_to", lambda address: next(answers))
+    door.shut()
+    head._watch(f"127.0.0.1:{door.port}")
     assert said == []
