@@ -4,9 +4,10 @@ are."""
 from __future__ import annotations
 
 import json
+import sys
 import tarfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any, Self
 
 import pyarrow as pa
 
@@ -16,6 +17,14 @@ from captioner.sources import columns
 from captioner.sources.listing import Part, Rows, Version
 
 _CAPTION_BYTES = 1 << 20  # of a .txt or .json member: longer ones are not captions
+_HEADER_BYTES = 1 << 20  # of a long name or of PAX headers, which tarfile reads whole
+_OF_HEADERS = {
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+}
 
 
 def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
@@ -43,28 +52,59 @@ def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
     key = None
     with fs.open(path, "rb") as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                    if not member.isreg() or member.issparse():
-                        if not member.isdir():
-                            rows.skip("tar member that is no plain file")
-                        continue
-                    if (name := _sample(member.name)) != key:
-                        yield from finish()
-                        key, sample, captions, labels = name, [], [], {}
-                    texts, document = _beside(tar, member)
-                    captions = captions or texts
-                    if document:
-                        labels = columns.as_labels(document, source.keep_columns)
-                    sample.append(member)
-                file.seek(tar.offset)
-                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes it for the end
-                    raise tarfile.ReadError("neither a member nor the end")
+            for member in _members(file, shard.size):
+                if not member.isreg() or member.issparse():
+                    if not member.isdir():
+                        rows.skip("tar member that is no plain file")
+                    continue
+                if (name := _sample(member.name)) != key:
+                    yield from finish()
+                    key, sample, captions, labels = name, [], [], {}
+                texts, document = _beside(file, member)
+                captions = captions or texts
+                if document:
+                    labels = columns.as_labels(document, source.keep_columns)
+                sample.append(member)
         except tarfile.ReadError as error:  # what stands before the damage is listed
             rows.skip(f"the rest of a damaged or compressed tar file: {part.prefix} ({error})")
     yield from finish()
     yield from rows.rest()
+
+
+class _Header(tarfile.TarInfo):
+    """A header. tarfile follows one of a negative size back, for ever."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.ReadError(f"a member of {header.size} bytes")
+        if header.type in _OF_HEADERS and header.size > _HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
+
+
+def _members(file: IO[bytes], size: int | None) -> Iterator[tarfile.TarInfo]:
+    """The members of a shard of so many bytes. The file may be read in between.
+
+    Raises:
+        tarfile.ReadError: what follows is neither a member nor the end.
+    """
+    try:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if not 0 <= member.size <= sys.maxsize:  # by its PAX headers, or base 256
+                    raise tarfile.ReadError(f"a member of {member.size} bytes")
+                yield member
+                if size is not None and tar.offset > size:
+                    raise tarfile.ReadError("unexpected end of data")
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes it for the end
+                raise tarfile.ReadError("neither a member nor the end")
+    # tarfile raises these of headers that do not say what they should.
+    except (ValueError, LookupError, OverflowError) as error:
+        raise tarfile.ReadError(str(error)) from None
 
 
 def _sample(name: str) -> str:
@@ -73,14 +113,17 @@ def _sample(name: str) -> str:
     return f"{folder}/{file.split('.', 1)[0]}"
 
 
-def _beside(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[list[str], dict[str, Any]]:
+def _beside(file: IO[bytes], member: tarfile.TarInfo) -> tuple[list[str], dict[str, Any]]:
     """The captions in a ``.txt`` or ``.json``, and what else the ``.json`` holds; of an image,
     nothing."""
     name = member.name.lower()
     if not name.endswith((".txt", ".json")) or member.size > _CAPTION_BYTES:
         return [], {}
-    file = tar.extractfile(member)
-    text = file.read().decode("utf-8", errors="replace") if file else ""
+    file.seek(member.offset_data)
+    content = file.read(member.size)
+    if len(content) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    text = content.decode("utf-8", errors="replace")
     if name.endswith(".txt"):
         return columns.as_captions(text), {}
     try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tarfile
 from pathlib import Path
@@ -193,6 +194,62 @@ def test_garbage_between_members_is_not_taken_for_the_end(shard: Path) -> None:
     assert found == ["s.tar/0.jpg", "s.tar/1.jpg"]
     (reason,) = skipped
     assert "the rest of a damaged or compressed tar file: s.tar" in reason
+
+
+def header(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """One that says so, whether or not it can be."""
+    member = tarfile.TarInfo("1.jpg")
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = size.to_bytes(12, "big", signed=True)
+    if size >= 0:
+        block[124] = 0x80
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(**headers: str) -> bytes:
+    """A member with such headers, without what stands before and after it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as file:
+        member = tarfile.TarInfo("1.jpg")
+        member.pax_headers = {name.replace("_", "."): value for name, value in headers.items()}
+        file.addfile(member)
+        return buffer.getvalue()[: file.offset]
+
+
+DAMAGES = {
+    "back to itself": header(-512),
+    "back to the beginning": header(-5000),
+    "a byte less than nothing": header(-1),
+    "beyond any file": header(2**70),
+    "beyond any disk": header(2**62),
+    "a name of a gigabyte": header(2**30, tarfile.GNUTYPE_LONGNAME),
+    "a name of no size": header(-512, tarfile.GNUTYPE_LONGNAME),
+    "PAX headers back to themselves": header(-512, tarfile.XHDTYPE),
+    "by PAX less than nothing": pax(size="-512"),
+    "by PAX beyond any file": pax(size="1" + 26 * "0"),
+    "by PAX no number": pax(GNU_sparse_size="abc"),
+    "by PAX no map": pax(GNU_sparse_map="abc"),
+    "by PAX sparse, and is not": pax(GNU_sparse_major="1", GNU_sparse_minor="0"),
+}
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_headers_that_cannot_be_end_their_shard_and_no_other(
+    tmp_path: Path, damage: bytes, place: str
+) -> None:
+    before = tar({"0.jpg": b"x"})[:1024] if place == "second" else b""
+    (tmp_path / "bad.tar").write_bytes(before + damage + bytes(1024))
+    (tmp_path / "good.tar").write_bytes(tar({"0.jpg": b""}))
+    found, skipped = ids(tmp_path, format="webdataset")
+    # Of one that is too short there is still a row, which says so when it is read.
+    possible = [["bad.tar/0.jpg"] * bool(before) + rest for rest in ([], ["bad.tar/1.jpg"])]
+    assert found in [[*some, "good.tar/0.jpg"] for some in possible]
+    (reason,) = skipped
+    assert "bad.tar" in reason
 
 
 @pytest.mark.parametrize("content", [b"", gzip.compress(tar({"0.jpg": b"x" * 9999})), b"x" * 9999])
