@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,8 +23,35 @@ KEYS = ("key", "__key__", "image_id", "id")
 
 
 def read_schema(url: str) -> pa.Schema:
+    """
+    Raises:
+        InputError: several columns have the same name.
+    """
     with storage.parquet(url) as file:
-        return file.schema_arrow
+        schema = file.schema_arrow
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise InputError(f"{url}: several columns are called `{name}`")
+    return schema
+
+
+def plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Its rows as Python has them. Neither Arrow nor Parquet looks whether text is UTF-8; of what
+    is not, as much as can be is kept."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        values = [[_plain(scalar) for scalar in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, row)) for row in zip(*values)]
+
+
+def _plain(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if isinstance(scalar, pa.BinaryScalar):  # as text is too
+            return scalar.as_buffer().to_pybytes().decode("utf-8", "replace")
+        return [_plain(one) for one in scalar.values] if isinstance(scalar, pa.ListScalar) else None
 
 
 def has_image_bytes(url: str, source: Source) -> bool:

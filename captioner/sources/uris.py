@@ -113,7 +113,7 @@ def _parquet(part: Part, source: Source) -> Iterator[Line]:
     with storage.parquet(part.url) as parquet:
         wanted = {name for name in (uri, key, caption, *kept) if name}
         for batch in parquet.iter_batches(ROWS, columns=[*wanted]):
-            for row in batch.to_pylist():
+            for row in columns.plain(batch):
                 name = None if key is None or row[key] is None else str(row[key])
                 captions = columns.as_captions(row[caption]) if caption else []
                 labels = columns.as_labels(row, kept)

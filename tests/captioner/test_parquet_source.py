@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from captioner import sources, storage
@@ -131,6 +132,33 @@ def test_a_file_without_images_among_others_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "1.parquet", {"n": [1]})
     with pytest.raises(InputError, match=r"1\.parquet: no column holds image bytes; it has n"):
         listed(tmp_path / "*.parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_text_that_is_not_utf_8_is_kept_as_far_as_it_can_be(
+    path: Path, kind: pa.DataType
+) -> None:
+    def latin_1(*texts: str) -> pa.Array:
+        encoded = pa.array([text.encode("latin-1") for text in texts])
+        return pa.Array.from_buffers(pa.string(), len(texts), encoded.buffers()).cast(kind)
+
+    nested = pa.ListArray.from_arrays([0, 1, 2], latin_1("a café", "a dog"))
+    for captions in (latin_1("a café", "a dog"), nested):
+        columns = {"key": latin_1("é", "1"), "caption": captions, "jpg": [b"0", b"1"]}
+        write_parquet(path, columns, store_schema=kind != pa.string_view())
+        found, skipped = listed(path)
+        assert [(row["image_id"], row["captions"]) for row in found] == [
+            ("p.parquet/1", ["a dog"]),
+            ("p.parquet/\N{REPLACEMENT CHARACTER}", ["a caf\N{REPLACEMENT CHARACTER}"]),
+        ]
+        assert not skipped
+
+
+def test_two_columns_of_one_name_are_refused(path: Path) -> None:
+    table = pa.table([[b"0"], ["a"], ["b"]], names=["jpg", "caption", "caption"])
+    pq.write_table(table, path)
+    with pytest.raises(InputError, match=r"p\.parquet: several columns are called `caption`"):
+        listed(path)
 
 
 def test_a_damaged_file_is_skipped_by_name(tmp_path: Path) -> None:
