@@ -20,6 +20,7 @@ Format = Literal["auto", "csv", "karpathy", "coco"]
 # Karpathy's "restval" is the rest of COCO's validation images, which everyone trains on.
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 _COCO_2017 = re.compile(r"(?=\d{12}\.)0*(\d+)\.")
+_COCO_2014 = re.compile(r"COCO_(?:train|val|test)20\d\d_\d{12}\.")
 _HALF = re.compile(r"(?<![a-z])(train|val|test)20\d\d")
 
 
@@ -56,7 +57,12 @@ def read(url: str, format: Format = "auto") -> CaptionFile:
 def with_words(captions: Iterable[str]) -> list[str]:
     """Those that have any: nothing is learned from others, and as references they would spoil the
     scores of what is right."""
-    return [text.strip() for text in captions if any(map(str.isalnum, text))]
+    return [utf8(text.strip()) for text in captions if any(map(str.isalnum, text))]
+
+
+def utf8(text: str) -> str:
+    """JSON may have half of a surrogate pair, which Arrow takes for an error."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _glob(url: str) -> list[str]:
@@ -75,7 +81,7 @@ def _read(url: str, format: Format) -> CaptionFile:
         return _read_csv(url, text)
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number too long, or brackets too deep, too
         raise InputError(f"{url}: not JSON: {error}") from None
     if format == "auto":
         format = "coco" if "annotations" in document else "karpathy"
@@ -115,8 +121,10 @@ def _read_karpathy(document: Any) -> CaptionFile:
     file = CaptionFile({})
     for image in document["images"]:
         folder = image.get("filepath")
-        name = f"{folder}/{image['filename']}" if folder else image["filename"]
-        file.captions[name] = with_words(sentence["raw"] for sentence in image["sentences"])
+        name = _name(image["filename"])
+        name = f"{folder}/{name}" if folder else name
+        said = with_words(sentence["raw"] for sentence in image["sentences"])
+        file.captions.setdefault(name, []).extend(said)
         if "cocoid" in image:
             file.numbers[str(image["cocoid"])] = name
         if image.get("split") in _KARPATHY_SPLITS:
@@ -127,23 +135,30 @@ def _read_karpathy(document: Any) -> CaptionFile:
 def _read_coco(document: Any) -> CaptionFile:
     """COCO's own JSON. Its images' addresses name the half of COCO that they are of, ``train2017``
     or ``val2014``."""
-    names = {image["id"]: image["file_name"] for image in document["images"]}
+    names = {image["id"]: _name(image["file_name"]) for image in document["images"]}
     numbers = {str(number): name for number, name in names.items()}
     file = CaptionFile({name: [] for name in names.values()}, numbers=numbers)
     for annotation in document["annotations"]:
         file.captions[names[annotation["image_id"]]] += with_words([annotation["caption"]])
     for image in document["images"]:
         if half := _HALF.search(f"{image.get('coco_url', '')} {image['file_name']}"):
-            file.splits[image["file_name"]] = half[1]
+            file.splits[names[image["id"]]] = half[1]
     return file
 
 
-class Names:
-    """Finds the row of an annotation file for an image, by relative path, else by file name, else
-    by COCO's number.
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a file name, in the place of {value!r:.80}")
+    return utf8(value)
 
-    Annotation files often give bare file names while the images stand in folders. Those of COCO
-    2014 name its images ``COCO_val2014_000000000042.jpg``, which in 2017 are ``000000000042.jpg``.
+
+class Names:
+    """Finds the row of an annotation file for an image, by relative path, else by as much of the
+    path as both have, else by COCO's number.
+
+    Annotation files often give bare file names while the images stand in folders; but of two
+    folders, each with a ``001.jpg``, one is not the other. Those of COCO 2014 name its images
+    ``COCO_val2014_000000000042.jpg``, which in 2017 are ``000000000042.jpg``, in whatever folders.
     """
 
     def __init__(
@@ -168,6 +183,8 @@ class Names:
         if name is None:
             file_name = image_id.rpartition("/")[2]
             candidates = self._by_file_name.get(file_name, [])
+            if not _COCO_2014.match(file_name):
+                candidates = [known for known in candidates if _may_be_one(known, image_id)]
             name = candidates[0] if len(candidates) == 1 else None
             if not candidates and (number := _COCO_2017.match(file_name)):
                 of_2014 = self._numbers.get(number[1], "")
@@ -186,11 +203,25 @@ class Names:
         return self._names - self._user.keys()
 
 
+def _may_be_one(one: str, other: str) -> bool:
+    """Whether one of two paths is the end of the other."""
+    longer, shorter = sorted([f"/{one}", f"/{other}"], key=len, reverse=True)
+    return longer.endswith(shorter)
+
+
 def read_list(url: str) -> list[str]:
-    """A split list: one image name a line."""
+    """A split list: one image name a line.
+
+    Raises:
+        InputError: no such file, or no text.
+    """
     if not storage.exists(url):
         raise InputError(f"{url}: no such split list")
-    return [line.strip() for line in storage.read_text(url).splitlines() if line.strip()]
+    try:
+        text = storage.read_bytes(url).decode("utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{url}: not UTF-8 text: {error}") from None
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def hashed_split(image_id: str, options: Split) -> str:

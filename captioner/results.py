@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from captioner import storage
 from captioner.errors import InputError
+from captioner.references import utf8
 
 # The first of these names that is there, in this order.
 _IMAGE = ("image_id", "image", "file_name", "filename", "path", "uri")
@@ -58,7 +59,7 @@ def _json_lines(url: str) -> Iterator[Any]:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise InputError(f"{url}, line {number}: not JSON: {error}") from None
 
 
@@ -79,9 +80,10 @@ def _csv(url: str) -> Iterator[Any]:
 
 
 def _json(url: str) -> Iterator[Any]:
+    text = storage.read_bytes(url).decode("utf-8-sig")
     try:
-        rows = json.loads(storage.read_bytes(url).decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{url}: not JSON: {error}") from None
     if not isinstance(rows, list):
         form = '[{"image_id": 42, "caption": "..."}, ...]'
@@ -109,4 +111,4 @@ def _result(row: Any, where: str) -> Result:
         raise InputError(f"{where}: names no image, by text or number: {image!r:.80}")
     if caption is not None and not isinstance(caption, str):
         raise InputError(f"{where}: expected a caption that is text, or null: {caption!r:.80}")
-    return str(image), caption
+    return utf8(str(image)), None if caption is None else utf8(caption)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from captioner import groups, redaction, storage
 from captioner.config import Source
 from captioner.errors import InputError
-from captioner.references import with_words
+from captioner.references import utf8, with_words
 
 # img2dataset writes `jpg` or `webp` with `key` and `caption`; Hugging Face a struct with `bytes`.
 IMAGES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
@@ -127,18 +127,13 @@ def as_labels(row: Mapping[str, object], names: Sequence[str]) -> dict[str, str 
 def _as_label(value: object) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
-    return _utf8(str(value)) if isinstance(value, str | int) else None
+    return utf8(str(value)) if isinstance(value, str | int) else None
 
 
 def as_captions(value: object) -> list[str]:
     """The captions of a row: one text, a list of texts, or nothing."""
     values = value if isinstance(value, list) else [value]
-    return with_words(_utf8(text) for text in values if isinstance(text, str))
-
-
-def _utf8(text: str) -> str:
-    """JSON may have half of a surrogate pair, which Arrow takes for an error."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return with_words(text for text in values if isinstance(text, str))
 
 
 def damage(file: str, error: Exception) -> str:

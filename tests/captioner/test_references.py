@@ -213,6 +213,23 @@ def test_broken_json_names_the_file(tmp_path: Path, format: references.Format) -
         references.read(url, format)
 
 
+@pytest.mark.parametrize("text", ['{"images": ' + 5000 * "1" + "}", 99_999 * '{"images":'])
+def test_json_that_python_refuses_names_the_file(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"captions\.txt: not JSON"):
+        references.read(write(tmp_path, text))
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_refuse_a_file(tmp_path: Path) -> None:
+    images = [{"filename": "a\ud83d.jpg", "sentences": [{"raw": "a dog \ud83d"}]}]
+    assert references.read(write(tmp_path, {"images": images})).captions == {"a?.jpg": ["a dog ?"]}
+
+
+def test_captions_of_an_image_that_is_named_twice_are_put_together(tmp_path: Path) -> None:
+    images = [{"filename": "a.jpg", "sentences": [{"raw": text}]} for text in ("one", "two")]
+    file = references.read(write(tmp_path, {"images": images}))
+    assert file.captions == {"a.jpg": ["one", "two"]}
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -224,6 +241,9 @@ def test_broken_json_names_the_file(tmp_path: Path, format: references.Format) -
         {"images": [{"id": 1}], "annotations": []},
         {"images": [], "annotations": [{"image_id": 5, "caption": "of no image"}]},
         {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]},
+        {"images": [{"filename": 5, "sentences": []}]},
+        {"images": [{"filename": None, "sentences": []}]},
+        {"images": [{"id": 1, "file_name": 5}], "annotations": []},
     ],
 )
 def test_json_of_another_shape_says_what_is_expected(
@@ -315,6 +335,18 @@ def test_an_image_twice_on_one_list_is_fine(tmp_path: Path) -> None:
     assert splitter.split("a.jpg") == "train"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_lists_first_name(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfA.jpg\r\nB\xc2\x85.jpg\r\n\r\n")
+    assert references.read_list(str(tmp_path / "train.txt")) == ["A.jpg", "B\x85.jpg"]
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes("é.jpg".encode("utf-16"))
+    for name in ("train.txt", ""):
+        with pytest.raises(InputError, match="not UTF-8 text"):
+            references.read_list(str(tmp_path / name))
+
+
 def test_a_missing_split_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.txt: no such split list"):
         Splitter(Split(val_list=str(tmp_path / "nowhere.txt")), None)
@@ -349,6 +381,20 @@ def test_a_path_tells_images_of_one_file_name_apart() -> None:
     names = Names(["x/a.jpg", "y/a.jpg"], "captions.txt")
     assert (names.find("y/a.jpg"), names.find("x/a.jpg")) == ("y/a.jpg", "x/a.jpg")
     assert names.find("z/a.jpg") is None
+
+
+def test_an_image_in_another_folder_is_another_image() -> None:
+    names = Names(["cat/001.jpg", "dog/001.jpg", "cat/002.jpg"], "captions.txt")
+    assert names.find("dog/002.jpg") is None
+    assert names.find("cat/002.jpg") == "cat/002.jpg"
+    assert names.find("bobcat/001.jpg") is None
+    assert names.find("photos/cat/001.jpg") == "cat/001.jpg"
+    assert names.find("photos.tar/dog/001.jpg") == "dog/001.jpg"
+
+
+def test_cocos_names_are_its_own_in_whatever_folder() -> None:
+    name = "val2014/COCO_val2014_000000000042.jpg"
+    assert Names([name], "c.json").find("00000.tar/COCO_val2014_000000000042.jpg") == name
 
 
 def test_two_images_that_claim_one_bare_name_are_refused() -> None:

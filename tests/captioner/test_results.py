@@ -43,6 +43,8 @@ def test_coco_numbers_its_images(tmp_path: Path) -> None:
     [
         ("r.json", '{"images": []}', r"r\.json: expected COCO results"),
         ("r.json", "[", r"r\.json: not JSON"),
+        ("r.json", 99_999 * "[", r"r\.json: not JSON"),
+        ("r.jsonl", "\n" + 5_000 * "1", r"line 2: not JSON"),
         ("r.jsonl", '{"image": "a"}\nno json\n', r"row 1: expected one of caption, text"),
         ("r.jsonl", "no json\n", r"line 1: not JSON"),
         ("r.jsonl", "[1]\n", r"row 1: expected an image and a caption by name, found \[1\]"),
@@ -73,6 +75,11 @@ def test_a_file_of_another_encoding_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes("image,caption\na.jpg,un caf\xe9\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"not in UTF-8"):
         list(results.read(str(tmp_path / name)))
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_refuse_a_file(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(r'[{"image_id": "a\ud83d", "caption": "a dog \ud83d"}]')
+    assert list(results.read(str(tmp_path / "r.json"))) == [("a?", "a dog ?")]
 
 
 def test_a_number_is_the_same_image_as_a_whole_float(tmp_path: Path) -> None:
