@@ -24,18 +24,19 @@ Seed = Annotated[int, Field(ge=0)]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
 
-def _place(url: str) -> str:
-    """Made absolute at once: Ray's workers have working directories of their own."""
+def _without_password(url: str) -> str:
     if redaction.has_password(url):
         raise ValueError(
             "a password in a URL would be stored with every result. Leave it out: credentials come "
             "from the environment, or from fsspec's own configuration (~/.config/fsspec)"
         )
-    return storage.resolve(url)
+    return url
 
 
-# A path or fsspec URL.
-Url = Annotated[str, AfterValidator(_place)]
+# What may be the name of something, or a path or URL.
+NameOrUrl = Annotated[str, AfterValidator(_without_password)]
+# A path or fsspec URL. Made absolute at once: Ray's workers have working directories of their own.
+Url = Annotated[NameOrUrl, AfterValidator(storage.resolve)]
 
 # Not photographs for certain. Everything else is opened, and its bytes decide.
 _NOT_IMAGES = "txt json jsonl csv tsv parquet md html xml yaml yml py npy cls tar zip gz"
@@ -119,9 +120,9 @@ class Image(Section):
 class Encoder(Section):
     """The frozen image tower: any open_clip model."""
 
-    model: str = "ViT-B-32"
+    model: NameOrUrl = "ViT-B-32"
     """A built-in name, ``local-dir:PATH`` or ``hf-hub:NAME``."""
-    pretrained: str = "openai"
+    pretrained: NameOrUrl = "openai"
     """A weights tag or file for a built-in name; ``none`` for seeded random weights.
     ``local-dir:`` and ``hf-hub:`` models bring their own weights."""
     seed: Seed = 0
@@ -191,7 +192,7 @@ class Decoder(Section):
     """Of the embeddings of the words read."""
     feature_dropout: Dropout = 0.0
     """Of the image's features, as the decoder has projected them."""
-    pretrained: str | None = None
+    pretrained: NameOrUrl | None = None
     """Of gpt2: a directory in transformers' format, or a name on the Hugging Face hub."""
     prefix_length: Positive = 10
     """Of gpt2: how many vectors the image becomes, in front of the words."""

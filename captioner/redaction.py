@@ -14,7 +14,8 @@ from urllib.parse import unquote
 
 HIDDEN = "[redacted]"
 
-_PASSWORD = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#\"'<>@]*:[^\s/\"'<>]*@", re.I)
+# A user's name may be an address of mail.
+_PASSWORD = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#\"'<>:]*:[^\s/\"'<>]*@", re.I)
 # All of a query, for what is secret in it has a name of each service's own. Only on the web: the
 # name of an object may have a question mark, and so has a glob.
 _QUERY = re.compile(
@@ -80,8 +81,8 @@ def clean(text: str) -> str:
 
 
 def has_password(url: str) -> bool:
-    """Whether a URL is one of the form ``scheme://user:password@host``."""
-    return _PASSWORD.match(url) is not None
+    """Whether there is a ``scheme://user:password@host`` in it; chains have more before that."""
+    return _PASSWORD.search(url) is not None
 
 
 def unsigned(uri: str) -> str:

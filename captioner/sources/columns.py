@@ -39,10 +39,11 @@ def plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """Its rows as Python has them. Neither Arrow nor Parquet looks whether text is UTF-8; of what
     is not, as much as can be is kept."""
     try:
-        return batch.to_pylist()
+        rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
         values = [[_plain(scalar) for scalar in column] for column in batch.columns]
-        return [dict(zip(batch.schema.names, row)) for row in zip(*values)]
+        rows = [dict(zip(batch.schema.names, row)) for row in zip(*values)]
+    return rows
 
 
 def _plain(scalar: pa.Scalar) -> Any:

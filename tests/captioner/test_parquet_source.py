@@ -135,9 +135,7 @@ def test_a_file_without_images_among_others_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
-def test_text_that_is_not_utf_8_is_kept_as_far_as_it_can_be(
-    path: Path, kind: pa.DataType
-) -> None:
+def test_text_that_is_not_utf_8_is_kept_as_far_as_it_can_be(path: Path, kind: pa.DataType) -> None:
     def latin_1(*texts: str) -> pa.Array:
         encoded = pa.array([text.encode("latin-1") for text in texts])
         return pa.Array.from_buffers(pa.string(), len(texts), encoded.buffers()).cast(kind)

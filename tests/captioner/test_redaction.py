@@ -34,6 +34,7 @@ def test_what_is_cut_or_alone_is_found_too() -> None:
 def test_a_password_of_a_url_is_hidden_and_a_user_is_not() -> None:
     assert redaction.redact("sftp://me:pa:ss@host/x") == "sftp://[redacted]@host/x"
     assert redaction.redact("https://me:p@ss@host/x failed") == "https://[redacted]@host/x failed"
+    assert redaction.redact("sftp://me@x.com:pass@host/x") == "sftp://[redacted]@host/x"
     assert redaction.redact("sftp://me@host/x") == "sftp://me@host/x"
 
 
@@ -85,6 +86,7 @@ def test_parameters_that_are_no_signature_stay() -> None:
     assert redaction.unsigned("https://host/image?id=3&sig=x&sp=r") == "https://host/image?id=3"
     assert redaction.unsigned("https://host/i?id=3&token=abc") == "https://host/i?id=3"
     assert redaction.unsigned("https://me:secret@host/i") == "https://host/i"
+    assert redaction.unsigned("https://me@x.com:secret@host/i") == "https://host/i"
     assert redaction.unsigned("s3://bucket/what?.jpg") == "s3://bucket/what?.jpg"
 
 
@@ -102,3 +104,20 @@ def test_a_configuration_with_a_password_in_a_url_is_refused() -> None:
     assert "secret@" not in str(refused.value)
     values["source"] = {"images": AWS}  # signed, it is what reads the source
     assert configuration.parse(values, "x.yaml").source.images == AWS
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"source": {"images": "sftp://me@mail.com:secret@host/photos"}},
+        {"source": {"images": "simplecache::sftp://me:secret@host/photos"}},
+        {"encoder": {"model": "local-dir:s3://me:secret@bucket/tower"}},
+        {"encoder": {"pretrained": "https://me:secret@host/weights.pt"}},
+        {"decoder": {"type": "gpt2", "attention": "none", "pretrained": "s3://a:secret@bucket/x"}},
+    ],
+)
+def test_a_password_is_refused_wherever_a_url_may_stand(values: dict[str, dict[str, str]]) -> None:
+    values = {"source": {"images": "/photos"}, **values}
+    with pytest.raises(InputError, match="a password in a URL") as refused:
+        configuration.parse({"name": "x", "run": "/run", **values}, "x.yaml")
+    assert "secret@" not in str(refused.value)
