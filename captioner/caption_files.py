@@ -22,7 +22,8 @@ from captioner.reading import Bytes, Unreadable
 
 CSV_COLUMNS = ("image_id", "uri", "caption", "log_probability", "confidence", "bleu_4", "error")
 
-_NAME_BYTES = 255  # file systems allow a name no more
+_NAME_BYTES = 255  # file systems allow a name no more,
+_PATH_BYTES = 3000  # and a path 4,096, with what stands before it
 
 
 def json_lines(rows: pa.Table) -> str:
@@ -45,9 +46,16 @@ def csv_lines(rows: pa.Table) -> str:
 
 def path_of(image_id: str) -> PurePosixPath:
     """A path inside any directory for this image: nothing in it leads out."""
-    parts = image_id.replace("://", "/").replace("\\", "/").split("/")
+    parts = image_id.replace("://", "/").replace("\\", "/").replace("\0", "_").split("/")
     kept = [_fitting(part) for part in parts if part not in ("", ".", "..")]
-    return PurePosixPath(*(kept or ["_"]))
+    path = PurePosixPath(*(kept or ["_"]))
+    if len(str(path).encode()) > _PATH_BYTES:
+        return PurePosixPath(_digest(image_id), path.name)
+    return path
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:16]
 
 
 def _fitting(name: str, more: int = 0) -> str:
@@ -56,32 +64,39 @@ def _fitting(name: str, more: int = 0) -> str:
     data = name.encode()
     if len(data) + more <= _NAME_BYTES:
         return name
-    return f"{data[:200].decode(errors='ignore')}-{sha256(data).hexdigest()[:16]}"
+    return f"{data[:200].decode(errors='ignore')}-{_digest(name)}"
 
 
 @dataclass(frozen=True)
 class SidecarNames:
     """Which text file is whose: ``2024/cat.jpg`` -> ``2024/cat.txt``; or ``2024/cat.jpg.txt`` where
-    another image would have the same; with a digest of the id where that is another's too, as of
-    ``http://a/cat.jpg`` and ``http/a/cat.jpg``. All by hashes, sorted."""
+    another image would have the same, or stands in a directory of that name; with a digest of the
+    id where that is another's too, as of ``http://a/cat.jpg`` and ``http/a/cat.jpg``. All by
+    hashes, sorted."""
 
-    shared: NDArray[np.uint64]  # paths without their end that are not of one captioned image alone
-    alike: NDArray[np.uint64]  # paths of several captioned images
+    shared: NDArray[np.uint64]  # paths without their end whose text files would not be theirs alone
+    alike: NDArray[np.uint64]  # paths of which not even those with their end would
     taken: NDArray[np.uint64]  # the text files of captioned images
 
     @classmethod
     def of(cls, image_ids: Iterable[Sequence[str]]) -> SidecarNames:
         """``image_ids``: of all captioned images, a batch at a time."""
         ways = (_stem, _path, _plain, _full)
-        hashes = [np.stack([_hashes(map(way, some)) for way in ways]) for some in image_ids]
-        nothing = np.empty((len(ways), 0), np.uint64)
-        stems, paths, plain, full = np.concatenate([nothing, *hashes], axis=1)
+        nothing = np.empty(0, np.uint64)
+        columns, folders = [np.stack([nothing] * len(ways))], [nothing]
+        for some in image_ids:
+            columns.append(np.stack([_hashes(map(way, some)) for way in ways]))
+            folders.append(_hashes({str(folder) for id in some for folder in path_of(id).parents}))
+        stems, paths, plain, full = np.concatenate(columns, axis=1)
+        folder = np.unique(np.concatenate(folders))
         unique, counts = np.unique(stems, return_counts=True)
         # The text file of cat.jpg.png must not be that of a cat.jpg beside a cat.png.
         shared = unique[(counts > 1) | np.isin(unique, paths)]
+        shared = np.union1d(shared, stems[np.isin(plain, folder)])
         unique, counts = np.unique(paths, return_counts=True)
+        alike = np.union1d(unique[counts > 1], paths[np.isin(full, folder)])
         taken = np.unique(np.where(np.isin(stems, shared), full, plain))
-        return cls(shared, unique[counts > 1], taken)
+        return cls(shared, alike, taken)
 
     @property
     def version(self) -> int:
@@ -113,7 +128,7 @@ def _plain(image_id: str) -> str:
 
 
 def _own(image_id: str) -> str:
-    return _full(image_id, f"-{sha256(image_id.encode()).hexdigest()[:16]}")
+    return _full(image_id, f"-{_digest(image_id)}")
 
 
 def _full(image_id: str, mark: str = "") -> str:
@@ -142,7 +157,7 @@ def write_sidecars(rows: pa.Table, out: str, names: SidecarNames) -> int:
             written += 1
             continue
         for name in names.left_by(image_id):
-            storage.remove(storage.join(out, name))
+            storage.remove_file(storage.join(out, name))
     return written
 
 

@@ -189,6 +189,13 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def remove_file(url: str) -> None:
+    """Delete a file; a missing one is fine, and a directory stays."""
+    fs, path = filesystem(url)
+    if fs.isfile(path):
+        fs.rm_file(path)
+
+
 def make_directory(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Make a directory where the file system has such. On an object store, which needs none, this
     would make a bucket of a name that is mistyped."""

@@ -55,6 +55,8 @@ def test_csv_is_read_back_with_quotes_and_line_ends() -> None:
         ("s3://bucket/a/./b.jpg", "s3/bucket/a/b.jpg"),
         (r"..\..\windows.jpg", "windows.jpg"),
         ("..", "_"),
+        ("a\0b.jpg", "a_b.jpg"),
+        (2000 * "a/" + "b.jpg", "b1217d9ab92c9162/b.jpg"),
         ("a/" + 255 * "x", "a/" + 255 * "x"),
         ("a/" + 256 * "x", "a/" + 200 * "x" + "-85e62acd750c4eb5"),
     ],
@@ -74,7 +76,8 @@ def names_of(rows: pa.Table) -> SidecarNames:
 
 
 def texts_in(directory: Path) -> dict[str, str]:
-    return {str(p.relative_to(directory)): p.read_text() for p in directory.rglob("*.txt")}
+    files = [path for path in directory.rglob("*.txt") if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_text() for path in files}
 
 
 def test_sidecars_stand_as_the_images_do_and_none_takes_anothers_place(tmp_path: Path) -> None:
@@ -138,6 +141,18 @@ def test_an_image_without_a_caption_takes_nobodys_sidecar(
     written = caption_files.write_sidecars(rows, str(tmp_path), SidecarNames.of([captioned]))
     assert written == len(captioned)
     assert sorted(texts_in(tmp_path).values()) == [f"{name}\n" for name in sorted(captioned)]
+
+
+def test_a_directory_may_have_the_name_of_an_images_sidecar(tmp_path: Path) -> None:
+    ids = ["cat.txt/1.jpg", "cat.jpg", "dog.txt/1.jpg", "hen.txt/1.jpg", "hen.jpg.txt/1.jpg"]
+    captions = [*ids, None, "a hen"]  # of dog.jpg and hen.jpg
+    rows = pa.table({"image_id": [*ids, "dog.jpg", "hen.jpg"], "caption": captions})
+    assert caption_files.write_sidecars(rows, str(tmp_path), names_of(rows)) == 6
+    texts = texts_in(tmp_path)
+    assert texts.pop("cat.jpg.txt") == "cat.jpg\n"
+    (hens,) = (name for name, text in texts.items() if text == "a hen\n")
+    assert hens.startswith("hen.jpg-")
+    assert texts.keys() >= {f"{folder}.txt/1.txt" for folder in ("cat", "dog", "hen", "hen.jpg")}
 
 
 def test_ids_that_lead_to_one_path_have_a_sidecar_each(tmp_path: Path) -> None:
