@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 # What photographs and web pictures come as. Pillow knows more, and starts programs for some of
 # them: Ghostscript for EPS.
@@ -25,6 +25,17 @@ _KNOWN = "AVIF BMP DIB GIF ICO JPEG JPEG2000 MPO PCX PNG PPM TGA TIFF WEBP"
 Image.init()
 FORMATS = [name for name in _KNOWN.split() if name in Image.OPEN]
 _EXTENSIONS = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "dib": "bmp"}
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
@@ -103,7 +114,8 @@ def decode(
                         f"too many pixels: {width * height:,} of image.max_pixels {max_pixels:,}"
                     )
                     return Decoded(None, width, height, reason)
-                if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # turned by 90 degrees
+                turn = _turn(image)
+                if turn in _QUARTER_TURNS:
                     width, height = height, width
                 scaled_width, scaled_height = _scale_to((width, height), preprocessing)
                 if scaled_width * scaled_height > max_pixels:
@@ -112,7 +124,7 @@ def decode(
                 if scaled and image.format == "JPEG":
                     needed = scaled_width, scaled_height
                     image.draft(None, needed if image.size == (width, height) else needed[::-1])
-                upright = _upright_8_bit(image)
+                upright = _8_bit(image if turn is None else image.transpose(turn))
                 pixels = _to_size(upright, preprocessing)
                 seen = tuple(_part(upright, part, preprocessing) for part in parts)
                 return Decoded(pixels, width, height, None, seen)
@@ -135,9 +147,27 @@ def _part(image: Image.Image, part: Part, preprocessing: Preprocessing) -> Pixel
     return pixels[:, ::-1] if part.mirrored else pixels
 
 
-def _upright_8_bit(image: Image.Image) -> Image.Image:
-    """First frame, EXIF orientation applied, in a mode that open_clip's transform treats well."""
-    image = ImageOps.exif_transpose(image)
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What its EXIF orientation asks for. (Pillow's exif_transpose writes all of the EXIF anew,
+    which fails where anything is odd in it.)"""
+    if image.format == "TIFF":  # Pillow has turned it
+        return None
+    if image.format == "PNG":
+        image.load()  # its EXIF may stand at the end
+    return _TURNS.get(orientation(image))
+
+
+def orientation(image: Image.Image) -> int:
+    """As its EXIF has it, 1 to 8; 1 where that is none, or nothing that there is."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # no EXIF after all
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _8_bit(image: Image.Image) -> Image.Image:
+    """First frame, in a mode that open_clip's transform treats well."""
     if image.mode.startswith("I"):  # 16-bit grey, in files of 16 or 32 bits
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:

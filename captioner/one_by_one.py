@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
 from captioner.errors import InputError
 from captioner.features import NO_NUMBERS
-from captioner.images import decode
+from captioner.images import orientation
+from captioner.reading import Bytes, checked, decoded, read_image
 from captioner.selection import Caption
 
 Source = str | os.PathLike[str] | bytes | PillowImage.Image
@@ -91,7 +93,9 @@ class Captioner:
             InputError: the tower makes no numbers of one.
         """
         captions = []
-        for name, caption in zip(names, self.backend.caption(pixels, self.search, names)):
+        # What is drawn of an image is decided by what it shows, and not by its name or place.
+        ids = [sha256(image.tobytes()).hexdigest() for image in pixels]
+        for name, caption in zip(names, self.backend.caption(pixels, self.search, ids)):
             if caption is None:
                 raise InputError(f"{name}: {NO_NUMBERS}")
             captions.append(caption)
@@ -99,12 +103,8 @@ class Captioner:
 
     def pixels(self, image: Source, name: str = "image") -> Any:
         """What the tower sees of an image, ``(height, width, 3) uint8``."""
-        found = decode(
-            _bytes(image, name),
-            self.backend.identity.preprocessing,
-            self._limits.max_pixels,
-            scaled=self._limits.scaled_decode,
-        )
+        data = _bytes(image, name, self._limits.max_bytes)
+        found = decoded(data, self.backend.identity.preprocessing, self._limits)
         if found.pixels is None:
             raise InputError(f"{name}: {found.error}")
         return np.array(found.pixels)  # Pillow's memory is read-only, of which torch warns
@@ -114,23 +114,20 @@ def _name(image: Source, place: int) -> str:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {place}"
 
 
-def _bytes(image: Source, name: str) -> bytes:
-    if isinstance(image, bytes):
-        return image
+def _bytes(image: Source, name: str, most: int) -> Bytes:
     if isinstance(image, PillowImage.Image):
         return _of_picture(image, name)
-    try:
-        return storage.read_bytes(storage.resolve(image))
-    except Exception as error:  # each fsspec file system raises its own
-        raise InputError(f"{name}: {type(error).__name__}: {error}") from error
+    if isinstance(image, bytes):
+        return checked(image, most)
+    return read_image(storage.resolve(image), most)
 
 
 def _of_picture(image: PillowImage.Image, name: str) -> bytes:
     """A file of the same pixels, and with them which way is up: nothing is lost."""
     exif, file = PillowImage.Exif(), io.BytesIO()
-    if (turned := image.getexif().get(ExifTags.Base.Orientation)) is not None:
-        exif[ExifTags.Base.Orientation] = turned
     try:
+        image.load()  # of TIFF Pillow turns it then, and forgets what its EXIF had
+        exif[ExifTags.Base.Orientation] = orientation(image)
         image.save(file, "PNG" if image.mode in _MODES_OF_PNG else "TIFF", exif=exif)
     except OSError as error:
         raise InputError(f"{name}: {error}: give it converted to RGB") from error

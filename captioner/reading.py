@@ -75,6 +75,11 @@ def read_images(rows: pa.Table, max_bytes: int, image_column: str | None) -> Ite
         yield Unreadable(DELETED) if gone else next(found)
 
 
+def read_image(uri: str, max_bytes: int) -> Bytes:
+    """The bytes of one image that no manifest knows. Raises as ``read_images`` does."""
+    return _read(uri, None, None, None, max_bytes)
+
+
 def _read_all(rows: pa.Table, max_bytes: int, image_column: str | None) -> Iterator[Bytes]:
     wanted = rows.select(["uri", "offset", "row", "size"]).to_pylist()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -126,7 +131,7 @@ def _read(uri: str, offset: int | None, row: None, size: int | None, max_bytes: 
         else:  # nobody has said how large it is, and a web server may lie about it
             with fs.open(path, "rb", **(_STREAM if _is_web(fs) else {})) as file:
                 data = _up_to(max_bytes + 1, file)
-        return _checked(data, max_bytes)
+        return checked(data, max_bytes)
 
     return _ask(fs, uri, read)
 
@@ -199,7 +204,7 @@ def _parquet_rows(
         for number in left.intersection(range(first, first + len(values))):
             value = values[number - first].as_py()
             data = value["bytes"] if isinstance(value, dict) else value
-            found[number] = _checked(data, max_bytes)
+            found[number] = checked(data, max_bytes)
         left.difference_update(found)
         return True
 
@@ -232,7 +237,8 @@ def _batches_with(
                 start += len(batch)
 
 
-def _checked(data: bytes | None, max_bytes: int) -> Bytes:
+def checked(data: bytes | None, max_bytes: int) -> Bytes:
+    """The bytes of an image, if there are any, and not too many."""
     if data is None:
         return Unreadable("no image bytes in its Parquet row")
     return _too_large(len(data), max_bytes) if len(data) > max_bytes else data

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 import time
 from typing import Any, Literal
 
@@ -201,8 +202,9 @@ def test_an_animation_gives_its_first_frame() -> None:
     assert colour(encoded(blue, "GIF", save_all=True, append_images=[red])) == [0, 0, 255]
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_exif_orientation_is_applied(orientation: int) -> None:
+def test_the_exif_orientation_is_applied(orientation: int, format: str) -> None:
     inverse = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -217,11 +219,41 @@ def test_the_exif_orientation_is_applied(orientation: int) -> None:
     stored = upright.transpose(inverse[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0)
+    how = {"quality": 95, "subsampling": 0} if format == "JPEG" else {}
+    if format == "WEBP":
+        how = {"lossless": True}
+    data = encoded(stored, format, exif=exif, **how)
     result = decode(data, Preprocessing(16, 32, MEAN, STD, resize_mode="squash"), MAX_PIXELS)
     assert (result.width, result.height) == (32, 16)
     assert result.pixels is not None
     np.testing.assert_allclose(result.pixels, np.asarray(upright), atol=12)
+
+
+def exif_of(kind: int, value: bytes) -> bytes:
+    """EXIF whose one entry, the orientation, is of this type."""
+    entry = struct.pack("<HHI", 0x0112, kind, 1) + value.ljust(4, b"\0")
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        exif_of(3, b"\x09"),
+        exif_of(3, b"\0"),
+        exif_of(2, b"6"),
+        exif_of(1, b"\xff"),
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0" + b"\xff" * 40,
+    ],
+)
+def test_odd_exif_is_no_reason_to_refuse_or_turn_an_image(exif: bytes, format: str) -> None:
+    image = photograph(64, 48)
+    odd, plain = (encoded(image, format, **how) for how in ({"exif": exif}, {}))
+    assert odd != plain
+    found, expected = decoded(odd), decoded(plain)
+    assert (found.width, found.height, found.error) == (64, 48, None)
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,19 @@ def test_an_image_may_be_a_path_bytes_or_a_picture(run: JobConfig, photo: str) -
     assert captioner.search.beam_size == 2
 
 
+def test_what_is_drawn_of_an_image_depends_on_what_it_shows(
+    run: JobConfig, photo: str, tmp_path: Path
+) -> None:
+    captioner = Captioner.load(run.at("model"), device="cpu", method="sample", beam_size=1)
+    odd = os.path.join(os.fsencode(tmp_path), b"\xff.png").decode(errors="surrogateescape")
+    shutil.copyfile(photo, odd)
+    data = Path(photo).read_bytes()
+    captions = captioner.captions([photo, data, odd, f"file://{photo}", data])
+    assert len({caption.text for caption in captions}) == 1
+    others = [Image.effect_noise((40, 30), spread) for spread in range(20, 120, 10)]
+    assert len({caption.text for caption in captioner.captions(others)}) > 1
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB", "I"])
 def test_a_picture_may_be_of_any_mode_that_files_have(run: JobConfig, mode: str) -> None:
     captioner = Captioner.load(run.at("model"), device="cpu")
@@ -73,10 +87,23 @@ def test_a_picture_that_lies_on_its_side_is_turned_as_its_file_is(run: JobConfig
     captioner = Captioner.load(run.at("model"), device="cpu")
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # the orientation of a phone that was held upright
-    Image.effect_noise((40, 30), 90).convert("RGB").save(file, "JPEG", exif=exif)
-    data = file.getvalue()
-    of_file, of_picture = (captioner.pixels(each) for each in (data, Image.open(io.BytesIO(data))))
-    assert np.array_equal(of_file, of_picture)
+    for form in ("JPEG", "TIFF"):  # of which Pillow turns the one itself
+        Image.effect_noise((40, 30), 90).convert("RGB").save(file, form, exif=exif)
+        data = file.getvalue()
+        picture = Image.open(io.BytesIO(data))
+        assert np.array_equal(captioner.pixels(data), captioner.pixels(picture))
+        file = io.BytesIO()
+
+
+def test_an_image_is_as_large_as_in_a_job(run: JobConfig, photo: str, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(run.at("model"), tmp_path / "model"))
+    text = (model / "config.yaml").read_text()
+    assert "max_bytes: 268435456" in text
+    (model / "config.yaml").write_text(text.replace("max_bytes: 268435456", "max_bytes: 100"))
+    captioner = Captioner.load(model, device="cpu")
+    for source in (photo, Path(photo).read_bytes()):
+        with pytest.raises(InputError, match=r"too large: .* more than image\.max_bytes 100"):
+            captioner.caption(source)
 
 
 def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
