@@ -16,6 +16,9 @@ from captioner.errors import InputError
 
 S = TypeVar("S", bound=Section)
 
+# The last two of a date that does not exist, and of brackets too deep.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
 
 def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
     """Read a YAML configuration and apply ``key.path=value`` overrides.
@@ -41,7 +44,7 @@ def read(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"{url}: a directory without a config.yaml, so neither a configuration nor a run. To "
             "caption the images in it, give --model and --out"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (*_NOT_YAML, OSError) as error:
         raise InputError(f"{url}: not a YAML file: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{url}: expected keys and values, found {type(values).__name__}")
@@ -100,7 +103,7 @@ def _plain(text: str) -> Any:
     names may look like dates."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         return text
     is_quoted = text.strip()[:1] in ("'", '"')
     return text if isinstance(value, str | date) and not is_quoted else value

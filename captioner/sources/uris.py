@@ -90,15 +90,19 @@ def _text(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
 
 
 def _tab_separated(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
-    """Conceptual Captions: a caption, a tab, a URI, without quotes; of 12M the URI comes first. A
-    header has none."""
+    """Conceptual Captions: a caption, a tab, a URI, without quotes; of 12M the URI comes first. With
+    labels more follows. A header has none."""
     with fs.open(path, "rt", encoding="utf-8-sig", errors="backslashreplace", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 caption, _, uri = line.rstrip("\r\n").rpartition("\t")
                 first, _, rest = line.strip().partition("\t")
-                if _ADDRESS.match(first) and not _ADDRESS.match(uri):
-                    uri, caption = first, rest
+                if not _ADDRESS.match(uri):
+                    second = rest.partition("\t")[0]
+                    if _ADDRESS.match(first):
+                        uri, caption = first, rest
+                    elif _ADDRESS.match(second):
+                        uri, caption = second, first
                 uri = uri.strip() if caption and ("/" in uri or "." in uri) else ""
                 yield f"line {number}", None, uri, columns.as_captions(caption), {}
 

@@ -196,6 +196,13 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
         configuration.load(str(path))
 
 
+@pytest.mark.parametrize("text", ["name: 2026-02-30", 3000 * "["])
+def test_what_the_parser_cannot_take_is_no_yaml(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"\.yaml: not a YAML file"):
+        load(tmp_path, text)
+    assert load(tmp_path, MINIMAL, f"name={text}").name == text
+
+
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "hello", "3"])
 def test_yaml_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="expected keys and values"):

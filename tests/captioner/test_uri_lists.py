@@ -110,6 +110,11 @@ def test_conceptual_captions_are_a_caption_and_a_uri_a_line(tmp_path: Path) -> N
     assert [(row["uri"], row["captions"]) for row in listed(path, allow_http=True)[0]] == [
         ("https://example.org/a.jpg", ["A dog runs. It is happy"])
     ]
+    labels = "dog,grass\t/m/0bt9lr,/m/08t9c_\t0.94,0.8"  # of which some are
+    path.write_text(f"a dog\thttps://example.org/a.jpg\t{labels}\n")
+    assert [(row["uri"], row["captions"]) for row in listed(path, allow_http=True)[0]] == [
+        ("https://example.org/a.jpg", ["a dog"])
+    ]
 
 
 @pytest.mark.parametrize(
