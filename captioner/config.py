@@ -44,7 +44,9 @@ NOT_IMAGES = [f"*.{suffix}" for suffix in _NOT_IMAGES.split(" ")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class Source(Section):
@@ -209,6 +211,8 @@ class Decoder(Section):
     def _sizes_fit(self) -> Decoder:
         if self.type == "transformer" and self.attention == "additive":
             raise ValueError("a transformer's attention is multi_head, or none")
+        if self.type == "transformer" and self.hidden_size % 2:
+            raise ValueError(f"hidden_size: {self.hidden_size} is odd, and a transformer's is not")
         if self.type == "transformer" and self.gate:
             raise ValueError("gate is for the lstm")
         if self.type == "gpt2":
@@ -325,7 +329,7 @@ class Search(Section):
     groups: Positive = 1
     """More: diverse beam search."""
     diversity_penalty: Annotated[float, Field(ge=0.0)] = 0.5
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6)] = 1.0
     """Of sample, as are the next three."""
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

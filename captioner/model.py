@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from captioner import (
@@ -56,26 +58,26 @@ class CaptionModel:
         """Load a model directory.
 
         Raises:
-            NotAModel: the directory has none, or a part of it is missing.
+            NotAModel: the directory has none, or a part of it is missing or damaged.
         """
         url = storage.resolve(url)
         missing = [name for name in REQUIRED if not storage.exists(storage.join(url, name))]
         if missing:
             raise NotAModel(f"{url}: not a model directory: {', '.join(missing)} missing")
         config = configuration.parse(*model_files.read_config(url))
-        identity = EncoderIdentity.from_dict(storage.read_json(storage.join(url, ENCODER)))
-        vocabulary: AnyVocabulary
-        text = storage.read_text(storage.join(url, VOCABULARY))
+        kind: type[AnyVocabulary] = Vocabulary
         language_model = None
         if config.decoder.type == "gpt2":
-            vocabulary = BytePairVocabulary.from_json(text)
-            values = storage.read_json(storage.join(url, LANGUAGE_MODEL))
-            language_model = LanguageModel(**values)
-        else:
-            vocabulary = Vocabulary.from_json(text)
+            kind = BytePairVocabulary
+            with _whole(storage.join(url, LANGUAGE_MODEL)) as file:
+                language_model = LanguageModel(**storage.read_json(file))
+        with _whole(storage.join(url, ENCODER)) as file:
+            identity = EncoderIdentity.from_dict(storage.read_json(file))
+        with _whole(storage.join(url, VOCABULARY)) as file:
+            vocabulary = kind.from_json(storage.read_text(file))
         decoder = decoders.build(config.decoder, identity, len(vocabulary), language_model)
-        weights = safetensors.torch.load(storage.read_bytes(storage.join(url, WEIGHTS)))
-        decoder.load_state_dict(weights)
+        with _whole(storage.join(url, WEIGHTS)) as file:
+            decoder.load_state_dict(safetensors.torch.load(storage.read_bytes(file)))
         cpu.prepare()
         return cls(decoder.eval().to(device), vocabulary, config, identity)
 
@@ -179,6 +181,19 @@ class CaptionModel:
     @property
     def _device(self) -> torch.device:
         return next(self.decoder.parameters()).device  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _whole(file: str) -> Iterator[str]:
+    """
+    Raises:
+        NotAModel: what is read there is not what a model directory has.
+    """
+    try:
+        yield file
+    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        why = (str(error).splitlines() or [repr(error)])[0]
+        raise NotAModel(f"{file}: damaged, or of another model: {why}") from None
 
 
 def digest(url: str) -> str:

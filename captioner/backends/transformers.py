@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from captioner import precision as precisions
@@ -43,7 +44,7 @@ class TransformersCaptioner:
             model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=False)
             processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
             self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"hf:{name}: neither a directory with an image-to-text model nor one that the "
                 f"Hugging Face hub gives: {str(error).splitlines()[0]}\n"

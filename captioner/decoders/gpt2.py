@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from captioner.decoders.words import by_step
@@ -89,7 +90,7 @@ class GPT2Decoder(nn.Module):
 
         try:
             found = GPT2Model.from_pretrained(name, use_safetensors=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"decoder.pretrained: no weights of {name}: {error}") from error
         self.gpt2.load_state_dict(found.state_dict())
 

@@ -17,11 +17,13 @@ What each option of ``config.Search`` means, and whose idea it is:
     (Paulus et al., "A Deep Reinforced Model for Abstractive Summarization", ICLR 2018, section
     2.5, there for three). 0 forbids none.
 ``min_words``, ``max_words``
-    ``<EOS>`` is forbidden before the one, and the only word allowed after the other.
+    ``<EOS>`` is forbidden before the one, and the only word allowed after the other. Of ``gpt2``
+    words are byte pairs, here and in ``no_repeat_ngram``.
 ``banned_words``, ``required_words``
     The former are never said. The latter all are, as far as ``max_words`` allows: beams are kept
     for every subset of them (Anderson et al., "Guided Open Vocabulary Image Captioning with
-    Constrained Beam Search", EMNLP 2017), which takes 2 ** n times as long for n of them.
+    Constrained Beam Search", EMNLP 2017), which takes 2 ** n times as long for n of them. Of
+    ``gpt2`` they are refused: a word can be put together of byte pairs in many ways.
 ``groups``, ``diversity_penalty``
     Diverse beam search (Vijayakumar et al., AAAI 2018, section 4): beams in groups, each of which
     pays the penalty for every beam of the groups before it that says the same word at the same

@@ -103,16 +103,17 @@ class Groups:
             group = slice(start, start + self._width)
             own = beams.at((slice(None), group))  # type: ignore[arg-type]
             penalty = self._options.diversity_penalty * said.unsqueeze(1)
-            theirs = _of_rows(allowed, place[:, group]) - penalty
-            words, penalised = _candidates(
-                own, theirs, _of_rows(norm, place[:, group]), in_order, self._width
-            )
+            theirs, their_norm = (_of_rows(each, place[:, group]) for each in (allowed, norm))
+            words, penalised = _candidates(own, theirs - penalty, their_norm, in_order, self._width)
             scores = _scores(own, penalised, self._options)
             chosen = _best(words, penalised, scores, self._width)
-            new = (chosen.word != PAD).float()
-            back = new * self._options.diversity_penalty * said.gather(1, chosen.word)
-            choices.append(Choice(chosen.beam + start, chosen.word, chosen.total + back))
-            said = said.scatter_add(1, chosen.word, new)
+            new = chosen.word != PAD
+            image = torch.arange(len(theirs), device=theirs.device).unsqueeze(1)
+            gained = theirs[image, chosen.beam, chosen.word] - their_norm[image, chosen.beam, 0]
+            total = own.total.gather(1, chosen.beam) + torch.where(new, gained, 0.0)
+            total = total.masked_fill(chosen.total.isinf(), -torch.inf)  # there is none
+            choices.append(Choice(chosen.beam + start, chosen.word, total))
+            said = said.scatter_add(1, chosen.word, new.float())
         return Choice(*(torch.cat(parts, dim=1) for parts in zip(*choices)))
 
     def final(self, score: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from captioner.config import Search
 from captioner.errors import InputError
-from captioner.language_model import AnyVocabulary
-from captioner.vocabulary import EOS, PAD, SOS, UNK
+from captioner.language_model import AnyVocabulary, BytePairVocabulary
+from captioner.vocabulary import EOS, PAD, SOS, UNK, tokenize
 
 NEVER = [PAD, SOS, UNK]
 
@@ -28,8 +28,14 @@ class Words:
         """
         Raises:
             InputError: a required word is one that the model does not know, or banned; or one of
-                either is no single token to a language model.
+                either is several words, or the model says byte pairs.
         """
+        for key in ("banned_words", "required_words"):
+            if isinstance(vocabulary, BytePairVocabulary) and getattr(options, key):
+                raise InputError(
+                    f"search.{key}: this model says byte pairs, of which a word can be put "
+                    "together in many ways"
+                )
         banned = [_id(word, vocabulary, "banned") for word in options.banned_words]
         required = [_id(word, vocabulary, "required") for word in options.required_words]
         both = [w for w, n in zip(options.required_words, required) if n in banned]
@@ -55,16 +61,15 @@ def check_length(words: int, most: int | None, model: str, key: str = "search.ma
 
 
 def _id(word: str, vocabulary: AnyVocabulary, which: str) -> int:
-    ids = vocabulary.encode(word)[1:-1]
-    if len(ids) != 1:
-        raise InputError(
-            f"search.{which}_words: {word!r} is {len(ids)} tokens to this model, and must be one"
-        )
-    if ids[0] == UNK and which == "required":
+    words = tokenize(word)
+    if len(words) != 1:
+        raise InputError(f"search.{which}_words: {word!r} is {len(words)} words, and must be one")
+    (number,) = vocabulary.ids(words)[1:-1] or [UNK]  # a stop word may be left out
+    if number == UNK and which == "required":
         near = difflib.get_close_matches(word.lower(), vocabulary.words, n=3)
         hint = f"; it knows {', '.join(near)}" if near else ""
         raise InputError(f"search.required_words: the model does not know {word!r}{hint}")
-    return ids[0]
+    return number
 
 
 class Rules:

@@ -90,8 +90,8 @@ def _text(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
 
 
 def _tab_separated(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
-    """Conceptual Captions: a caption, a tab, a URI, without quotes; of 12M the URI comes first. With
-    labels more follows. A header has none."""
+    """Conceptual Captions: a caption, a tab, a URI, without quotes; of 12M the URI comes first.
+    Labels may follow. A header has no URI."""
     with fs.open(path, "rt", encoding="utf-8-sig", errors="backslashreplace", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():

@@ -58,6 +58,8 @@ class Learner:
             if options.average
             else None
         )
+        if self._average is not None and has_learned:
+            self._average.n_averaged.fill_(1)  # or the first step's weights would replace these
         self._share = share
         self._first = copy.deepcopy(decoder.state_dict()) if share < 1.0 else None
         self._dtype = precision.choose(options.precision, device)

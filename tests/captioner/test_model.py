@@ -216,6 +216,28 @@ def test_a_missing_part_is_named(made: CaptionModel, tmp_path: Path, part: str) 
     assert str(refusal.value) == f"{tmp_path}: not a model directory: {part} missing"
 
 
+@pytest.mark.parametrize("part", [part for part in PARTS if part != model_files.CONFIG])
+@pytest.mark.parametrize("left", [0, 40, 0.9])
+def test_a_damaged_part_is_named(
+    made: CaptionModel, tmp_path: Path, part: str, left: float
+) -> None:
+    """An interrupted copy is."""
+    save(made, str(tmp_path))
+    whole = (tmp_path / part).read_bytes()
+    most = left if isinstance(left, int) else round(left * len(whole))
+    (tmp_path / part).write_bytes(whole[:most])
+    with pytest.raises(InputError, match=rf"{tmp_path}/{part}: "):
+        CaptionModel.load(str(tmp_path))
+
+
+def test_parts_of_two_models_are_not_put_together(made: CaptionModel, tmp_path: Path) -> None:
+    save(made, str(tmp_path))
+    other = Vocabulary([*SPECIAL, *WORDS, "more"])
+    (tmp_path / model_files.VOCABULARY).write_text(other.to_json())
+    with pytest.raises(InputError, match=r"decoder\.safetensors: damaged, or of another model"):
+        CaptionModel.load(str(tmp_path))
+
+
 def test_a_place_without_a_model_is_refused_with_all_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path}/nowhere: not a model") as refusal:
         CaptionModel.load(f"{tmp_path}/nowhere")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from captioner.config import Search
 from captioner.decoders.lstm import LSTMDecoder
 from captioner.errors import InputError
+from captioner.language_model import LanguageModel
 from captioner.search import (
     NEVER,
     NO_WORDS,
@@ -24,6 +26,7 @@ from captioner.search import (
 )
 from captioner.search.sampling import truncated
 from captioner.vocabulary import EOS, PAD, SOS, SPECIAL, UNK, Vocabulary
+from tests.language import save_gpt2
 
 VOCABULARY, EMBEDDING, PATCHES, CHANNELS = 14, 6, 4, 5
 IMAGES = 6
@@ -300,7 +303,7 @@ def test_of_too_many_required_words_as_many_as_fit_are_said() -> None:
         assert all(len({5, 7, 9} & set(words)) == 2 for words in image)
 
 
-@pytest.mark.parametrize(("groups", "penalty"), [(2, 0.5), (2, 3.0), (3, 0.5), (6, 1.0)])
+@pytest.mark.parametrize(("groups", "penalty"), [(2, 0.5), (2, 3.0), (3, 0.5), (6, 1.0), (6, 1e8)])
 def test_diverse_search_is_that_of_the_reference(groups: int, penalty: float) -> None:
     options = Search(beam_size=6, groups=groups, diversity_penalty=penalty, max_words=7)
     for seed in range(3):
@@ -330,10 +333,35 @@ def test_words_become_ids_or_a_clear_error() -> None:
     assert Words.of(options, vocabulary) == Words(banned=(5,), required=(6,))
     with pytest.raises(InputError, match=r"does not know 'dogs'; it knows dog"):
         Words.of(Search(required_words=["dogs"]), vocabulary)
-    with pytest.raises(InputError, match="'a dog' is 2 tokens"):
+    with pytest.raises(InputError, match="'a dog' is 2 words"):
         Words.of(Search(banned_words=["a dog"]), vocabulary)
     with pytest.raises(InputError, match="required_words: dog: in banned_words too"):
         Words.of(Search(banned_words=["Dog"], required_words=["dog", "runs"]), vocabulary)
+
+
+def test_a_stop_word_that_is_left_out_may_be_banned_and_not_required(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("captioner.vocabulary.stop_words", lambda: frozenset({"the"}))
+    vocabulary = Vocabulary([*SPECIAL, "dog"], remove_stop_words=True)
+    assert Words.of(Search(banned_words=["the", "dog"]), vocabulary) == Words(banned=(4,))
+    with pytest.raises(InputError, match="does not know 'the'"):
+        Words.of(Search(required_words=["the"]), vocabulary)
+
+
+@pytest.mark.parametrize("option", ["banned_words", "required_words"])
+def test_of_byte_pairs_no_words_are_banned_or_required(option: str, tmp_path: Path) -> None:
+    _, vocabulary = LanguageModel.pretrained(str(save_gpt2(tmp_path / "gpt2", ["a dog runs"])))
+    assert Words.of(Search(), vocabulary) == Words()
+    with pytest.raises(InputError, match=rf"search\.{option}: this model says byte pairs"):
+        Words.of(Search(**{option: ["dog"]}), vocabulary)
+
+
+@pytest.mark.parametrize("option", ["temperature", "diversity_penalty", "length_penalty"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_options_are_numbers(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=option):
+        Search(**{option: value})
 
 
 @pytest.mark.parametrize(

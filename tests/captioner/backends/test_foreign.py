@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,17 @@ def test_images_are_prepared_as_the_captioner_wants_them(saved: dict[str, Path])
 def test_what_cannot_be_had_is_named(tmp_path: Path, model: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         backends.load(model.format(root=tmp_path), EXACT, search(1))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "coca"])
+def test_weights_that_were_not_copied_whole_are_refused_by_name(
+    saved: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    copy = shutil.copytree(saved[kind], tmp_path / kind)
+    (weights,) = copy.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"{tmp_path}/{kind}"):
+        backends.load(model_of({kind: copy}, kind), EXACT, search(1))
 
 
 def test_a_preparation_that_is_not_known_is_refused(saved: dict[str, Path]) -> None:

@@ -318,6 +318,7 @@ def test_search_gives_captions_the_probability_that_training_would(make: Make, k
     [
         {"type": "transformer", "attention": "additive"},
         {"type": "transformer", "attention": "multi_head", "gate": True},
+        {"type": "transformer", "attention": "multi_head", "hidden_size": 15, "heads": 5},
         {"type": "transformer", "attention": "multi_head", "hidden_size": 12, "heads": 8},
         {"attention": "multi_head", "attention_size": 12, "heads": 8},
         {**GPT2, "attention": "additive"},
