@@ -35,6 +35,8 @@ def index(config: JobConfig) -> dict[str, Any]:
             the known images gone.
     """
     started = time.monotonic()
+    source = sources.without(config.source, config.run)
+    config = config.model_copy(update={"source": source})
     url = config.at("manifest")
     assign = Assignment(config)
     counts: Counter[str] = Counter()

@@ -3,8 +3,9 @@ stream of Arrow tables; nothing is read of an image but its name, place, size an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from glob import has_magic
+from glob import escape, has_magic
 
 import pyarrow as pa
 
@@ -13,9 +14,18 @@ from captioner.config import Source
 from captioner.errors import InputError
 from captioner.sources import columns, directory, tables, tar, uris
 from captioner.sources.known import unchanged
-from captioner.sources.listing import LISTING, Part, Version, schema
+from captioner.sources.listing import LISTING, Part, Version, in_directory, schema
 
-__all__ = ["LISTING", "Part", "list_part", "parts", "rows_per_read", "schema", "unchanged"]
+__all__ = [
+    "LISTING",
+    "Part",
+    "list_part",
+    "parts",
+    "rows_per_read",
+    "schema",
+    "unchanged",
+    "without",
+]
 
 _LISTERS = {
     "directory": directory.list_files,
@@ -42,12 +52,37 @@ def parts(source: Source) -> list[Part]:
     if kind == "directory":
         _keeps_nothing(source)
         return directory.parts(source)
-    files = _files(source.images, _SUFFIXES[kind])
+    files = _files(source, _SUFFIXES[kind])
     if not files:
         raise InputError(f"{source.images}: no {_SUFFIXES[kind] or 'such'} file (source.images)")
     if kind == "list" and not files[0][0].lower().endswith(".parquet"):
         _keeps_nothing(source)
     return [Part(kind, url, image_id, version.tag) for url, image_id, version in files]
+
+
+def without(source: Source, run: str) -> Source:
+    """The source, but for the run directory, where that lies inside: what a job has written is
+    nothing to caption.
+
+    Raises:
+        InputError: it is the directory of the shards itself.
+    """
+    fs, root = storage.filesystem(source.images)
+    other, path = storage.filesystem(run)
+    if type(fs) is not type(other) or fs.isfile(root):
+        return source
+    if has_magic(root) and not fs.isdir(root):
+        root = _before_magic(root)
+    if storage.is_local(fs):
+        root, path = os.path.realpath(root), os.path.realpath(path)
+    if path == root and _kind(source) != "directory":
+        raise InputError(
+            f"{run}: the directory of the shards. Set run=, or --out, to one of its own"
+        )
+    if not path.startswith(f"{root.rstrip('/')}/"):
+        return source
+    inside = escape(path[len(root) :].strip("/"))
+    return source.model_copy(update={"exclude": [*source.exclude, f"{inside}/*"]})
 
 
 def _keeps_nothing(source: Source) -> None:
@@ -76,30 +111,34 @@ def _kind(source: Source) -> str:
     if name.endswith(".tar"):
         return "webdataset"
     if name.endswith(".parquet"):
-        files = _files(source.images, ".parquet")
+        files = _files(source, ".parquet")
         first = files[0][0] if files else source.images
         return "parquet" if columns.has_image_bytes(first, source) else "list"
     return "list" if name.endswith((".txt", ".tsv")) else "directory"
 
 
-def _files(url: str, suffix: str) -> list[tuple[str, str, Version]]:
+def _files(source: Source, suffix: str) -> list[tuple[str, str, Version]]:
     """Files of a glob, of a directory tree, or the one; each with its name in image ids."""
-    fs, path = storage.filesystem(url)
+    fs, path = storage.filesystem(source.images)
     if fs.isfile(path):
         return [(storage.uri(fs, path), path.rpartition("/")[2], Version.of(fs.info(path)))]
     if fs.isdir(path):
         root, found = path.rstrip("/"), fs.find(path, detail=True)
     elif has_magic(path):
-        fixed = path[: min(path.index(c) for c in "*?[" if c in path)]
-        root, found = fixed.rpartition("/")[0], fs.glob(path, detail=True)
+        root, found = _before_magic(path), fs.glob(path, detail=True)
     else:
-        raise InputError(f"{url}: not there (source.images)")
+        raise InputError(f"{source.images}: not there (source.images)")
     named = [(file, file[len(root) :].lstrip("/")) for file in sorted(found)]
     return [
         (storage.uri(fs, file), name, Version.of(found[file]))
         for file, name in named
-        if name.lower().endswith(suffix) and not _is_aside(name)
+        if name.lower().endswith(suffix) and not _is_aside(name) and not in_directory(name, source)
     ]
+
+
+def _before_magic(glob: str) -> str:
+    """The directory that all of a glob's files are in."""
+    return glob[: min(glob.index(c) for c in "*?[" if c in glob)].rpartition("/")[0]
 
 
 def _is_aside(name: str) -> bool:

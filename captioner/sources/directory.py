@@ -15,7 +15,7 @@ from captioner import storage
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.references import with_words
-from captioner.sources.listing import Part, Rows, Version, is_utf8, matches
+from captioner.sources.listing import Part, Rows, Version, in_directory, is_utf8
 
 ENOUGH = 64  # directories to list at the same time
 _MANY = 20_000  # entries without a directory among them: there will be none
@@ -126,7 +126,7 @@ def _why_not_below(prefix: str, source: Source) -> str | None:
         return "hidden directory"
     if not is_utf8(prefix):
         return "name of a directory is not UTF-8"
-    if any("/" in glob and matches(f"{prefix}/", glob) for glob in source.exclude):
+    if in_directory(f"{prefix}/", source):
         return "directory in source.exclude"
     return None
 

@@ -126,6 +126,11 @@ def why_not(image_id: str, source: Source) -> str | None:
     return None
 
 
+def in_directory(path: str, source: Source) -> bool:
+    """Whether this is, or is in, a directory that ``source.exclude`` names."""
+    return any("/" in glob and matches(path, glob) for glob in source.exclude)
+
+
 def is_utf8(name: str) -> bool:
     try:
         name.encode()

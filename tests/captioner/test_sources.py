@@ -164,6 +164,34 @@ def test_an_excluded_directory_is_not_entered_and_counts_once(tmp_path: Path) ->
     assert skipped == {"directory in source.exclude": 2}
 
 
+def test_what_a_run_has_written_into_its_source_is_left_out(
+    tmp_path: Path, memory_root: str
+) -> None:
+    for root in (str(tmp_path), memory_root):
+        fill(root, "photos/a.jpg", "photos/r[1]/model/tower", "photos/r1/b.jpg", "photos/r[1]b/c")
+        source = sources.without(Source(images=f"{root}/photos"), f"{root}/photos/r[1]")
+        tables = [t for part in sources.parts(source) for t in sources.list_part(part, source)]
+        found = [i for table in tables for i in table["image_id"].to_pylist() if i]
+        assert sorted(found) == ["a.jpg", "r1/b.jpg", "r[1]b/c"]
+        for elsewhere in (root, f"{root}/photos", f"{root}/photos2", "s3://photos/run"):
+            same = Source(images=f"{root}/photos")
+            assert sources.without(same, elsewhere) is same
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    linked = sources.without(Source(images=str(tmp_path / "photos")), f"{tmp_path}/link/run")
+    assert linked.exclude[-1] == "run/*"
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/*.tar", "{}/**/*.tar"])
+def test_shards_that_a_run_has_written_are_no_source(tmp_path: Path, form: str) -> None:
+    fill(tmp_path, "0.tar", "out/webdataset/000000.tar", "other/1.tar")
+    source = Source(images=form.format(tmp_path), format="webdataset")
+    own = sources.without(source, f"{tmp_path}/out")
+    expected = {"0.tar"} if form == "{}/*.tar" else {"0.tar", "1.tar"}
+    assert {part.url.rpartition("/")[2] for part in sources.parts(own)} == expected
+    with pytest.raises(InputError, match="the directory of the shards"):
+        sources.without(source, str(tmp_path))
+
+
 def test_a_glob_without_a_slash_leaves_out_no_directory(tmp_path: Path) -> None:
     fill(tmp_path, "photos.zip/a.jpg", "b.zip")
     assert ids(tmp_path) == (["photos.zip/a.jpg"], {"in source.exclude": 1})
