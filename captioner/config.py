@@ -38,6 +38,17 @@ NameOrUrl = Annotated[str, AfterValidator(_without_password)]
 # A path or fsspec URL. Made absolute at once: Ray's workers have working directories of their own.
 Url = Annotated[NameOrUrl, AfterValidator(storage.resolve)]
 
+
+def _readable_by_ray(url: str) -> str:
+    """Ray takes what comes after a question mark for a query, and leaves out new lines."""
+    local = "://" not in url or url.startswith("file://")
+    if local and ("?" in url or not url.isprintable()):
+        raise ValueError("a run directory has no `?` and no control characters in its path")
+    return url
+
+
+RunDirectory = Annotated[Url, AfterValidator(_readable_by_ray)]
+
 # Not photographs for certain. Everything else is opened, and its bytes decide.
 _NOT_IMAGES = "txt json jsonl csv tsv parquet md html xml yaml yml py npy cls tar zip gz"
 NOT_IMAGES = [f"*.{suffix}" for suffix in _NOT_IMAGES.split(" ")]
@@ -256,8 +267,7 @@ class SelfCritical(Section):
 class Share(Section):
     """Training images of another run, whose features the same encoder has made."""
 
-    run: Url
-    """Its run directory."""
+    run: RunDirectory
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """How many of its training images an epoch sees, other ones every time."""
 
@@ -425,7 +435,7 @@ class Cluster(Section):
 
 class JobConfig(Section):
     name: str
-    run: Url
+    run: RunDirectory
     """The run directory, local or any fsspec URL."""
     source: Source
     split: Split = Split()

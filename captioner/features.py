@@ -23,6 +23,7 @@ from captioner import parquet_dir, storage
 from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
 from captioner.reading import DELETED
+from captioner.sources import columns
 from captioner.vocabulary import tokenize
 
 # Why an image has none: float16 has overflowed in the tower, or its weights are broken.
@@ -176,6 +177,27 @@ def failed(url: str) -> NDArray[np.int64]:
 def count_rows(url: str) -> int:
     """Rows of a directory of shards, from their footers; 0 where there is none yet."""
     return parquet_dir.count(url) if storage.exists(url) else 0
+
+
+def require_whole(url: str) -> None:
+    """See that all rows are there that a finished job has written.
+
+    Raises:
+        InputError: a shard is gone, or damaged.
+    """
+    summary, why = storage.read_summary(url), None
+    if summary is None:
+        return
+    try:
+        rows = count_rows(url)
+        if rows != summary["rows"]:
+            why = f"{rows:,} rows where {summary['rows']:,} were written: shards are gone"
+    except (pa.ArrowException, OSError) as error:
+        if not columns.is_damage(error):
+            raise
+        why = f"a shard is damaged: {error}"
+    if why:
+        raise InputError(f"{url}: {why}. Delete that directory, and the same job makes it anew")
 
 
 def count_trainable(url: str, split: str) -> int:

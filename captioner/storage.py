@@ -280,7 +280,14 @@ def write_text(url: str, text: str) -> None:
 
 
 def read_json(url: str) -> Any:
-    return json.loads(read_text(url))
+    """
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return json.loads(read_text(url))
+    except ValueError as error:
+        raise InputError(f"{url}: damaged, and no JSON: {error}") from None
 
 
 def write_json(url: str, value: Any) -> None:

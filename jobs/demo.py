@@ -7,6 +7,7 @@ from pathlib import Path
 import jobs
 from captioner import configuration, parquet_dir, scenes, storage
 from captioner.config import JobConfig
+from captioner.errors import InputError
 from jobs import logs, pipeline
 
 CONFIGS = Path(jobs.__file__).parent.parent / "configs"
@@ -29,6 +30,11 @@ def demo(out: str, count: int, overrides: tuple[str, ...]) -> None:
     logs.say(BANNER)
     if not (data / "captions.txt").exists():
         scenes.write(data, count, seed=0)
+    elif (there := len(list((data / "Images").iterdir()))) != count:
+        raise InputError(
+            f"{data}: {there} scenes are there, and not {count}. Give --scenes {there}, or --out a "
+            "new directory"
+        )
     pipeline.run(config)
     logs.say("\n" + examples(config, 5))
     logs.say(f"\n{BANNER}\nreport: {config.at('report.html')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ BEAT_S = 5.0
 _SILENCE_S = 4 * BEAT_S  # after which a holder on another machine is taken for dead
 # Not SIGINT: a script's background jobs ignore that one. Nothing else here asks for this.
 _TAKEN = signal.SIGURG
+_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.EROFS, errno.ENAMETOOLONG)
 _SETTLE_S = 1.0  # of two that take a dead one's place at the same moment, the last one goes on
 
 
@@ -105,7 +107,13 @@ def _acquire(url: str, mine: dict[str, Any]) -> None:
 def _create(url: str, mine: dict[str, Any]) -> bool:
     """Write the lock where there is none, in one step; False where there is one."""
     fs, path = storage.filesystem(url)
-    storage.make_directory(fs, path.rpartition("/")[0])
+    folder = path.rpartition("/")[0]
+    try:
+        storage.make_directory(fs, folder)
+    except OSError as error:
+        if error.errno in _NO_PLACE:
+            raise InputError(f"{folder}: no directory, and none can be made: {error}") from None
+        raise
     data = json.dumps({**mine, "beat": 0}).encode()
     if storage.is_local(fs):
         try:
@@ -147,7 +155,7 @@ def _read(url: str) -> dict[str, Any] | None:
         return dict(storage.read_json(url))
     except FileNotFoundError:
         return None
-    except ValueError:  # just created, and not yet written
+    except InputError:  # just created, and not yet written
         return {"host": "", "process": 0, "token": ""}
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-import yaml
-
 from captioner import configuration, features, manifest, staleness, storage, tower_copy
 from captioner.config import JobConfig
 from captioner.errors import InputError, StorageUnavailable
@@ -28,26 +26,67 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
                 f"{config.at()}: this is a captioned directory, and no run with a model of its "
                 f"own. What goes on with it is: {made}"
             )
-        prepare(config, redo, free=may_change(listed=update))
-        if (config.score.also or config.score.group_by) and not is_done(config, "score"):
-            from jobs import score
+        again = staleness.stages_from(redo) if redo else ()
+        left = [stage for stage in STAGES if stage in again or not is_done(config, stage)]
+        _require(config, left, again)
+        with _listed_as_before(config):
+            prepare(config, redo, free=may_change(listed=update))
+            _do(config, "index", anyway=update)
+        for stage in STAGES[1:]:
+            _do(config, stage)
 
-            score.require(config)  # and not after hours of training
-        if config.decoder.pretrained and not is_done(config, "train"):
-            from jobs import train
 
-            train.require(config)
-        for stage in STAGES:
-            if is_done(config, stage) and not (update and stage == "index"):
-                logs.say(f"{stage}: done before, skipped")
-                continue
-            # What was made of the captions, or of the scores, before is out of date.
-            for later in {"caption": ("report", "score"), "score": ("report",)}.get(stage, ()):
-                discard(config, later)
-            if stage in ("extract", "train"):
-                # And not after hours of training.
-                manifest.require_images(config.at("manifest"), config.caption.splits)
-            _run_stage(config, stage)
+def _do(config: JobConfig, stage: str, anyway: bool = False) -> None:
+    """Run a stage of a whole run, unless it is done."""
+    if is_done(config, stage) and not anyway:
+        logs.say(f"{stage}: done before, skipped")
+        return
+    # What was made of the captions, or of the scores, before is out of date.
+    for later in {"caption": ("report", "score"), "score": ("report",)}.get(stage, ()):
+        discard(config, later)
+    if stage in ("extract", "train"):
+        # And not after hours of training.
+        manifest.require_images(config.at("manifest"), config.caption.splits)
+    _run_stage(config, stage)
+
+
+def _require(config: JobConfig, stages: Collection[str], again: Collection[str]) -> None:
+    """See that ``stages`` can be done with such options: before what is to be done ``again`` is
+    deleted, and not after hours of the stages before.
+
+    Raises:
+        InputError: one cannot.
+    """
+    if "score" in stages and (config.score.also or config.score.group_by):
+        from jobs import score
+
+        score.require(config)
+    if "train" in stages and config.decoder.pretrained:
+        from jobs import train
+
+        train.require(config)
+    if "extract" in again:
+        from captioner.encoder import Tower
+
+        Tower.load(config.encoder)
+    if "caption" in again and is_done(config, "train") and "train" not in again:
+        from captioner.model import CaptionModel
+
+        CaptionModel.load(config.at("model")).check_search(config.search)
+
+
+@contextlib.contextmanager
+def _listed_as_before(config: JobConfig) -> Iterator[None]:
+    """A run that cannot be listed with another configuration keeps the one it has, so that the next
+    command does not fail by it."""
+    url = config.at("config.yaml")
+    before = storage.read_text(url) if storage.exists(url) else None
+    try:
+        yield
+    except InputError:
+        if before is not None:
+            storage.write_text(url, before)
+        raise
 
 
 def run_stage(
@@ -60,17 +99,22 @@ def run_stage(
     """
     with at_work(config):
         # Scores and pages are made anew whenever they are asked for; other ones may be asked for.
-        prepare(
-            config,
-            redo=stage if stage == "score" else None,
-            remade=(stage,) if stage == "report" else (),
-            free=may_change(listed=update or stage == "index", retried=retry_errors),
-        )
-        if update:
-            _run_stage(config, "index")
+        redo, listed = stage if stage == "score" else None, update or stage == "index"
+        if redo:
+            _require(config, [redo], [redo])
+        with _listed_as_before(config):
+            prepare(
+                config,
+                redo=redo,
+                remade=(stage,) if stage == "report" else (),
+                free=may_change(listed, retried=retry_errors),
+            )
+            if listed:
+                _run_stage(config, "index")
         if retry_errors:
             logs.say(renew_errors(config, stage))
-        _run_stage(config, stage)
+        if stage != "index":
+            _run_stage(config, stage)
 
 
 @contextlib.contextmanager
@@ -121,6 +165,8 @@ def _run_stage(config: JobConfig, stage: str) -> None:
     for before in needed:
         if not is_done(config, before):
             raise InputError(f"{config.at()}: {stage} needs {before}, which is not done here yet")
+        if before in ("extract", "caption"):
+            features.require_whole(config.at(OUTPUTS[before][0]))
     with logs.about(step=stage):
         logs.say(with_warning(config, _stage_function(stage)(config)))
 
@@ -159,7 +205,7 @@ def prepare(
     """
     url = config.at("config.yaml")
     if storage.exists(url):
-        before = configuration.parse(yaml.safe_load(storage.read_text(url)), url)
+        before = configuration.load(url)
         again = staleness.stages_from(redo) if redo else ()
         differences = {
             key: values
@@ -269,6 +315,8 @@ def _extract(config: JobConfig) -> str:
 def _train(config: JobConfig) -> str:
     from jobs import train
 
+    if is_done(config, "train"):
+        return "train: done before; to begin anew: `captioner run --redo train`"
     return train.describe(train.train(config))
 
 

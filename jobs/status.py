@@ -9,6 +9,7 @@ from typing import Any
 
 from captioner import model_files, storage
 from captioner.config import JobConfig
+from captioner.errors import InputError
 from captioner.sources.listing import Version
 from captioner.staleness import STAGES
 from jobs import lock, outputs
@@ -96,7 +97,7 @@ def _now(config: JobConfig) -> dict[str, Any]:
             "lives": alive,  # null: a process of another machine
             "seconds_since_beat": age,
         }
-    if storage.exists(config.at(outputs.PROGRESS)):
+    with contextlib.suppress(InputError, FileNotFoundError):  # a broken one tells nothing
         progress = dict(storage.read_json(config.at(outputs.PROGRESS)))
         updated = datetime.fromisoformat(progress["updated"])
         progress["seconds_since_update"] = round((datetime.now(UTC) - updated).total_seconds(), 1)

@@ -83,6 +83,7 @@ def run(
         )
     after = _done_up_to(before)
     if before and after == of["serial"]:
+        features.require_whole(target)
         storage.remove(checkpoints)  # left by a crash at the very end
         return {**before, "new_rows": 0}
     total = parquet_dir.count(rows.url, rows.splits)

@@ -161,7 +161,13 @@ def vocabulary_of(config: JobConfig) -> Vocabulary:
     """The words of a training that goes on are those that its weights were learned with, whatever
     the manifest says now; of a new one, those of the training split."""
     if storage.files(config.at("checkpoints", "train"), "checkpoint_"):
-        return Vocabulary.from_json(storage.read_text(config.at("model", model_files.VOCABULARY)))
+        url = config.at("model", model_files.VOCABULARY)
+        if not storage.exists(url):
+            raise InputError(
+                f"{url}: not there, and {config.at('checkpoints')} are of a training with it. "
+                "`captioner run --redo train` begins anew"
+            )
+        return Vocabulary.from_json(storage.read_text(url))
     return build_vocabulary(config)
 
 

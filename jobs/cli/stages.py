@@ -22,7 +22,13 @@ from jobs.cli.options import (
 
 @click.command()
 @click.option("--out", default="runs/demo", show_default=True, help="The run directory.")
-@click.option("--scenes", default=800, show_default=True, help="How many to draw.")
+@click.option(
+    "--scenes",
+    type=click.IntRange(min=20),
+    default=800,
+    show_default=True,
+    help="How many to draw.",
+)
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
 def demo(out: str, scenes: int, overrides: tuple[str, ...]) -> None:
     """Draw synthetic scenes and take them through every job.

@@ -222,6 +222,13 @@ def test_flattened_it_is_plain_values(tmp_path: Path) -> None:
     assert json.loads(json.dumps(flat)) == flat
 
 
+@pytest.mark.parametrize("run", ["runs/why?", "/runs/a\nb", "file:///runs/a?b"])
+def test_a_run_directory_is_one_that_ray_finds(run: str) -> None:
+    values = {**MINIMAL, "run": run}
+    with pytest.raises(InputError, match=r"run: a run directory has no `\?`"):
+        configuration.parse(values, "x.yaml")
+
+
 def test_paths_are_made_absolute_and_urls_are_kept(tmp_path: Path) -> None:
     job = load(
         tmp_path,

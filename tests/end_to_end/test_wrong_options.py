@@ -1,0 +1,105 @@
+"""What a mistake must not cost: results that were there. And what a damaged run says."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Cli = Callable[..., Result]
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "progress.json")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("score", ["--group-by", "dirctory"], "no column `dirctory`"),
+        ("run", ["--redo", "score", "--set", "score.group_by=dirctory"], "no column `dirctory`"),
+        ("run", ["--redo", "extract", "--set", "encoder.model=ViT-B-23"], "no model `ViT-B-23`"),
+        ("run", ["--redo", "caption", "--set", "search.required_words=[zebra]"], "zebra"),
+        ("extract", ["--update", "--set", "source.include=[x*]"], "not in source.include"),
+        ("run", ["--update", "--set", "source.include=[x*]"], "not in source.include"),
+        ("index", ["--set", "source.include=[x*]"], "not in source.include"),
+    ],
+)
+def test_options_that_cannot_be_leave_a_run_as_it_was(
+    captioner: Cli, finished_run: Path, command: str, options: list[str], message: str
+) -> None:
+    before = contents(finished_run)
+    assert message in captioner(command, finished_run, *options, status=2).output
+    assert contents(finished_run) == before
+    assert "report: done before" in captioner("run", finished_run).output
+
+
+def test_a_shard_that_is_gone_or_damaged_is_noticed(captioner: Cli, finished_run: Path) -> None:
+    features, captions = (
+        sorted((finished_run / name).glob("*.parquet")) for name in ("features", "captions")
+    )
+    features[0].rename(finished_run / "aside")
+    for command in ("extract", "train", "caption"):
+        if command == "train":
+            shutil.rmtree(finished_run / "model")
+        refused = captioner(command, finished_run, status=2).output
+        assert f"{finished_run}/features: " in refused
+        assert "shards are gone. Delete that directory, and the same job makes it anew" in refused
+    (finished_run / "aside").rename(features[0])
+    captions[0].write_bytes(captions[0].read_bytes()[:500])
+    for command in ("score", "report"):
+        refused = captioner(command, finished_run, status=2).output
+        assert f"{finished_run}/captions: a shard is damaged" in refused
+    shutil.rmtree(finished_run / "features")
+    assert "extract: " in captioner("extract", finished_run).output
+
+
+def test_a_training_that_is_done_is_not_said_to_have_seen_more(
+    captioner: Cli, finished_run: Path
+) -> None:
+    before = contents(finished_run / "model")
+    assert "train: done before" in captioner("train", finished_run).output
+    assert contents(finished_run / "model") == before
+
+
+def test_checkpoints_without_their_model_are_no_training_to_go_on_with(
+    captioner: Cli, finished_run: Path
+) -> None:
+    shutil.rmtree(finished_run / "model")
+    assert "--redo train" in captioner("train", finished_run, status=2).output
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "\0"])
+def test_a_place_where_no_directory_can_be_is_named(
+    captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    command = ("caption", scene_data / "Images", "--model", finished_run / "model")
+    refused = captioner(*command, "--out", tmp_path / place, status=2)
+    assert "no directory, and none can be made" in refused.output or "no `?`" in refused.output
+
+
+def test_a_comparison_is_a_file(captioner: Cli, finished_run: Path, tmp_path: Path) -> None:
+    compare = ("compare", finished_run, finished_run, "--out", tmp_path)
+    assert f"{tmp_path}: a directory" in captioner(*compare, status=2).output
+
+
+def test_status_of_a_run_with_broken_files(captioner: Cli, finished_run: Path) -> None:
+    (finished_run / "progress.json").write_text('{"updated": ')
+    assert "features" in captioner("status", finished_run).output
+    (finished_run / "features" / "_summary.json").write_text('{"rows": ')
+    refused = captioner("status", finished_run, status=2).output
+    assert "_summary.json: damaged, and no JSON" in refused
+
+
+def test_a_demonstration_has_as_many_scenes_as_it_is_asked_for(
+    captioner: Cli, finished_run: Path, scene_data: Path
+) -> None:
+    assert "--scenes" in captioner("demo", "--scenes", 0, status=2).output
+    shutil.copytree(scene_data, finished_run / "scenes", dirs_exist_ok=True)
+    refused = captioner("demo", "--out", finished_run, "--scenes", 40, status=2)
+    assert "120 scenes are there, and not 40" in refused.output
