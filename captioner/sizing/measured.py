@@ -32,7 +32,7 @@ def read(url: str, model: str, device: str) -> tuple[float, float]:
     try:
         found = Measured(**storage.read_json(url))
         rates = float(found.encoder_images_per_second), float(found.decode_images_per_second)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, InputError) as error:
         raise InputError(
             f"--measured {url}: not a file of `captioner bench extract --out`: {error}"
         ) from None

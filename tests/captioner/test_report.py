@@ -571,7 +571,7 @@ def test_maps_that_cannot_be_drawn_leave_a_page_with_the_reason(
     described = elsewhere / "config.yaml"
     described.write_text(described.read_text().replace("hidden_size: 16", "hidden_size: 24"))
     page = Page(report.write(run, str(elsewhere)))
-    assert "cannot be had to draw maps from: RuntimeError" in page.sections["attention"]
+    assert "cannot be had to draw maps from: NotAModel" in page.sections["attention"]
 
 
 def test_captions_that_are_newer_than_their_scores_have_no_page(run: JobConfig) -> None:
