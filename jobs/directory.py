@@ -8,7 +8,7 @@ from typing import Any
 from captioner import backends, configuration, model_files, redaction, scores, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
-from jobs import logs, outputs, pipeline
+from jobs import logs, outputs, pipeline, preparation
 
 
 def caption(
@@ -34,8 +34,8 @@ def caption(
         )
     score.require(config)
     with pipeline.at_work(config):
-        free = pipeline.may_change(listed=True, retried=retry_errors)
-        pipeline.prepare(config, fused=True, remade=("score", "report"), free=free)
+        free = preparation.may_change(listed=True, retried=retry_errors)
+        preparation.prepare(config, fused=True, remade=("score", "report"), free=free)
         where = model if backends.is_foreign(model) else storage.resolve(model)
         made = {"command": _command(config, where, overrides), "model": where}
         cleaned = {name: redaction.clean(value) for name, value in made.items()}
