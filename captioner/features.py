@@ -23,7 +23,6 @@ from captioner import parquet_dir, storage
 from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
 from captioner.reading import DELETED
-from captioner.sources import columns
 from captioner.vocabulary import tokenize
 
 # Why an image has none: float16 has overflowed in the tower, or its weights are broken.
@@ -193,7 +192,7 @@ def require_whole(url: str) -> None:
         if rows != summary["rows"]:
             why = f"{rows:,} rows where {summary['rows']:,} were written: shards are gone"
     except (pa.ArrowException, OSError) as error:
-        if not columns.is_damage(error):
+        if not storage.is_damage(error):
             raise
         why = f"a shard is damaged: {error}"
     if why:

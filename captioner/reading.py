@@ -179,7 +179,7 @@ def _is_final(error: Exception, local: bool) -> bool:
     status = getattr(error, "status", None)  # of aiohttp: the server's own answer
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)
-    return isinstance(error, _FINAL) or columns.is_damage(error)
+    return isinstance(error, _FINAL) or storage.is_damage(error)
 
 
 def _parquet_rows(

@@ -81,7 +81,7 @@ def _read(url: str, format: Format) -> CaptionFile:
         return _read_csv(url, text)
     try:
         document = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number too long, or brackets too deep, too
+    except storage.NOT_JSON as error:
         raise InputError(f"{url}: not JSON: {error}") from None
     if format == "auto":
         format = "coco" if "annotations" in document else "karpathy"

@@ -59,7 +59,7 @@ def _json_lines(url: str) -> Iterator[Any]:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except (ValueError, RecursionError) as error:
+                except storage.NOT_JSON as error:
                     raise InputError(f"{url}, line {number}: not JSON: {error}") from None
 
 
@@ -83,7 +83,7 @@ def _json(url: str) -> Iterator[Any]:
     text = storage.read_bytes(url).decode("utf-8-sig")
     try:
         rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except storage.NOT_JSON as error:
         raise InputError(f"{url}: not JSON: {error}") from None
     if not isinstance(rows, list):
         form = '[{"image_id": 42, "caption": "..."}, ...]'

@@ -47,6 +47,8 @@ _REFUSED = (
     "Anonymous caller",
     "bucket does not exist",
 )
+# What json.loads raises: of text that is none, of numbers too long, of brackets too deep.
+NOT_JSON = (ValueError, RecursionError)
 SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an underscore.
 
 
@@ -162,6 +164,12 @@ def is_refused(error: BaseException) -> bool:
 
 def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether Arrow complains of a file's content, and not a storage of its absence."""
+    # Arrow's own errors of reading have no number.
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
 
 def exists(url: str) -> bool:
@@ -286,7 +294,7 @@ def read_json(url: str) -> Any:
     """
     try:
         return json.loads(read_text(url))
-    except ValueError as error:
+    except NOT_JSON as error:
         raise InputError(f"{url}: damaged, and no JSON: {error}") from None
 
 

@@ -140,15 +140,9 @@ def as_captions(value: object) -> list[str]:
 def damage(file: str, error: Exception) -> str:
     """Why the rest of a Parquet file is passed over, whose content Arrow complains of. An error of
     its storage, on which its images still are, is raised again."""
-    if not is_damage(error):
+    if not storage.is_damage(error):
         raise error
     return redaction.clean(f"the rest of a damaged Parquet file: {file} ({error})")[:300]
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether Arrow complains of a file's content, and not a storage of its absence."""
-    # Arrow's own errors of reading have no number.
-    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
 
 def _find(

@@ -128,7 +128,7 @@ def _beside(file: IO[bytes], member: tarfile.TarInfo) -> tuple[list[str], dict[s
         return columns.as_captions(text), {}
     try:
         document = json.loads(text)
-    except (ValueError, RecursionError):  # no JSON, a number too long, or brackets too deep
+    except storage.NOT_JSON:
         return [], {}
     if not isinstance(document, dict):
         return [], {}
