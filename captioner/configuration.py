@@ -20,6 +20,21 @@ S = TypeVar("S", bound=Section)
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping; YAML lets the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"`{key.value}` stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:
     """Read a YAML configuration and apply ``key.path=value`` overrides.
 
@@ -38,7 +53,7 @@ def read(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not storage.exists(url):
         raise InputError(f"{url}: no such configuration file")
     try:
-        values = yaml.safe_load(storage.read_text(url)) or {}
+        values = yaml.load(storage.read_text(url), _Loader) or {}
     except IsADirectoryError:
         raise InputError(
             f"{url}: a directory without a config.yaml, so neither a configuration nor a run. To "

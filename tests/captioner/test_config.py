@@ -203,6 +203,12 @@ def test_what_the_parser_cannot_take_is_no_yaml(tmp_path: Path, text: str) -> No
     assert load(tmp_path, MINIMAL, f"name={text}").name == text
 
 
+def test_a_key_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    text = yaml.safe_dump(MINIMAL) + "train:\n  epochs: 3\n  seed: 1\n  epochs: 4\n"
+    with pytest.raises(InputError, match=r"`epochs` stands there twice\n.*line \d+, column 3"):
+        load(tmp_path, text)
+
+
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "hello", "3"])
 def test_yaml_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="expected keys and values"):
