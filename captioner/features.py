@@ -178,6 +178,21 @@ def count_rows(url: str) -> int:
     return parquet_dir.count(url) if storage.exists(url) else 0
 
 
+def count_whole_rows(url: str) -> int:
+    """The same, but for those of files that are only half there, after a crash."""
+    try:
+        return count_rows(url)
+    except (pa.ArrowException, OSError) as error:
+        if not storage.is_damage(error):
+            raise
+    rows = 0
+    filesystem, _ = storage.arrow_filesystem(url)
+    for path in parquet_dir.paths(url):
+        with contextlib.suppress(pa.ArrowInvalid):
+            rows += pq.read_metadata(path, filesystem=filesystem).num_rows
+    return rows
+
+
 def require_whole(url: str) -> None:
     """See that all rows are there that a finished job has written.
 

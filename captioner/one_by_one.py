@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -23,6 +23,7 @@ from captioner.reading import Bytes, checked, decoded, read_image
 from captioner.selection import Caption
 
 Source = str | os.PathLike[str] | bytes | PillowImage.Image
+_ONE = (str, os.PathLike, bytes, PillowImage.Image)
 _MODES_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
@@ -66,6 +67,8 @@ class Captioner:
             options, limits = config.search.model_dump(), config.image
         if encoder is not None:
             changed = "pretrained" if os.path.isfile(encoder) else "model"
+            if "/" in encoder and ":" not in encoder and not os.path.exists(encoder):
+                raise InputError(f"encoder: {encoder}: no such file")
             tower = EncoderOptions(**{**tower.model_dump(), changed: encoder})
         wanted = configuration.parse_search({**options, **search}, name)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,8 +84,13 @@ class Captioner:
         """
         return self.captions([image])[0]
 
-    def captions(self, images: Sequence[Source]) -> list[Caption]:
-        """The captions of some images, as many as fit into memory at once."""
+    def captions(self, images: Iterable[Source]) -> list[Caption]:
+        """The captions of some images, as many as fit into memory at once.
+
+        Raises:
+            InputError: one cannot be read, with the reason.
+        """
+        images = [images] if isinstance(images, _ONE) else list(images)
         names = [_name(image, place) for place, image in enumerate(images)]
         pixels = [self.pixels(image, name) for image, name in zip(images, names)]
         return self.of_pixels(np.stack(pixels), names) if pixels else []
@@ -119,7 +127,12 @@ def _bytes(image: Source, name: str, most: int) -> Bytes:
         return _of_picture(image, name)
     if isinstance(image, bytes):
         return checked(image, most)
-    return read_image(storage.resolve(image), most)
+    if isinstance(image, str | os.PathLike):
+        return read_image(storage.resolve(image), most)
+    raise InputError(
+        f"{name}: {type(image).__name__}: give a path, a URL, the bytes of a file, or a picture of "
+        "Pillow's"
+    )
 
 
 def _of_picture(image: PillowImage.Image, name: str) -> bytes:
@@ -129,6 +142,6 @@ def _of_picture(image: PillowImage.Image, name: str) -> bytes:
         image.load()  # of TIFF Pillow turns it then, and forgets what its EXIF had
         exif[ExifTags.Base.Orientation] = orientation(image)
         image.save(file, "PNG" if image.mode in _MODES_OF_PNG else "TIFF", exif=exif)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{name}: {error}: give it converted to RGB") from error
     return file.getvalue()

@@ -115,7 +115,14 @@ def _parquet_file(row: dict[str, Any]) -> str | None:
 def _read(uri: str, offset: int | None, row: None, size: int | None, max_bytes: int) -> Bytes:
     if size is not None and size > max_bytes:
         return _too_large(size, max_bytes)
-    fs, path = storage.filesystem(uri)
+    try:
+        fs, path = storage.filesystem(uri)
+    except InputError:
+        raise
+    except Exception as error:  # of a chain: the archive that the image is in
+        if storage.is_away(error):
+            raise
+        return _unreadable(error)
 
     def read() -> Bytes:
         if storage.is_local(fs) and not os.path.isfile(path):  # a pipe would be waited for

@@ -47,6 +47,10 @@ _REFUSED = (
     "Anonymous caller",
     "bucket does not exist",
 )
+CREDENTIALS = (
+    "Credentials of an object store come from where its library looks for them, such as "
+    "AWS_ACCESS_KEY_ID"
+)
 # What json.loads raises: of text that is none, of numbers too long, of brackets too deep.
 NOT_JSON = (ValueError, RecursionError)
 SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an underscore.
@@ -98,9 +102,10 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def is_chain(url: str) -> bool:
     """Whether one file system stands on another: ``simplecache::s3://`` or ``zip://a::s3://``.
 
-    fsspec takes any ``::`` for one; but file names may have it, and object names do.
+    fsspec takes any ``::`` for one; but file names may have it, and object names do. A member of an
+    archive always has one.
     """
-    return re.search(r"^[^:/]*::.*://|::[^:/]*://", url) is not None
+    return re.search(r"^[^:/]*::.*://|::[^:/]*://|^(?:zip|tar|libarchive)://", url) is not None
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
@@ -163,7 +168,13 @@ def is_refused(error: BaseException) -> bool:
 
 
 def is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether a disk, or somebody's part of it, is. Ray passes on the words, not the number."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def last_line(error: BaseException) -> str:
+    """What Ray passes on comes with its traceback, at whose end stands what has happened."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def is_damage(error: Exception) -> bool:

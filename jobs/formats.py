@@ -33,6 +33,8 @@ def write(config: JobConfig) -> list[str]:
         if name not in config.caption.formats and not storage.exists(target):
             continue  # it was deleted since
         if written.get(name) != of_these or not storage.exists(target):
+            written[name] = None  # one that is killed on the way is of no captions
+            storage.write_json(url, written)
             lines.append(f"{name}: {_WRITERS[name](config, target):,} captions, {target}")
             written[name] = of_these
             storage.write_json(url, written)

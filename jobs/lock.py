@@ -151,12 +151,13 @@ def _beat(
 
 
 def _read(url: str) -> dict[str, Any] | None:
+    nobody = {"host": "", "process": 0, "token": ""}
     try:
-        return dict(storage.read_json(url))
+        return {**nobody, **storage.read_json(url)}
     except FileNotFoundError:
         return None
-    except InputError:  # just created, and not yet written
-        return {"host": "", "process": 0, "token": ""}
+    except (InputError, TypeError):  # just created, and not yet written
+        return nobody
 
 
 def _remove(url: str) -> None:

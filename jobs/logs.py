@@ -6,10 +6,12 @@ passes through ``captioner.redaction``. Workers log with Ray's own means, into R
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -36,6 +38,7 @@ def configure(log_format: str) -> None:
     global _streams
     _attach(log_format)
     _about.clear()
+    atexit.register(_let_go)
     sys.excepthook = _say_exception
     threading.excepthook = lambda found: _say_exception(
         found.exc_type, found.exc_value, found.exc_traceback
@@ -115,7 +118,26 @@ class _Handler(logging.Handler):
 
 
 def _write(line: str, err: bool) -> None:
-    click.echo(line, file=_streams[err] if _streams and _is_json else None, err=err)
+    # Standard error may go away: with its terminal, or when its disk is full. No job fails by that.
+    with contextlib.suppress(OSError) if err else contextlib.nullcontext():
+        click.echo(line, file=_streams[err] if _streams and _is_json else None, err=err)
+
+
+def in_place(text: str, last: bool) -> None:
+    """A line in the place of the one before it, where ``can_move``."""
+    # Of a line that wraps only the last row would be cleared.
+    width = None if last else shutil.get_terminal_size().columns - 1
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"\r\x1b[2K{redaction.clean(text)[:width]}" + ("\n" if last else ""))
+        sys.stderr.flush()
+
+
+def _let_go() -> None:
+    """What standard error has not taken by now, Python would try once more, and exit with 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def as_it_is(line: str) -> None:

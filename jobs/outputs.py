@@ -3,7 +3,9 @@ must not take seconds."""
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow.dataset
+from numpy.typing import NDArray
 
 from captioner import parquet_dir, storage
 from captioner.config import JobConfig
@@ -52,13 +54,32 @@ def rows_written(checkpoints: str, after: int = -1) -> int:
     """Rows with serials greater than ``after`` whose file is whole, by Ray's checkpoints. After a
     crash the target itself may hold half a file as well, which Ray deletes as the next run
     starts."""
-    files = storage.files(checkpoints, "")
-    whole = [f for f in files if f.endswith(".parquet") and not f.endswith(".pending.parquet")]
-    if not whole:
+    written = _written(checkpoints)
+    if written is None:
         return 0
-    filesystem, _ = storage.arrow_filesystem(checkpoints)
-    written = pyarrow.dataset.dataset(whole, filesystem=filesystem, format="parquet")
     return int(written.count_rows(filter=parquet_dir.where(after=after)))
+
+
+def serials_written(checkpoints: str, after: int = -1) -> NDArray[np.int64]:
+    """The serials of these rows."""
+    if (written := _written(checkpoints)) is None:
+        return np.empty(0, np.int64)
+    found = written.to_table(["serial"], filter=parquet_dir.where(after=after))["serial"]
+    serials: NDArray[np.int64] = found.to_numpy()
+    return serials
+
+
+def checkpoint_files(checkpoints: str) -> list[str]:
+    """Ray's: of files that are written, and of those that are being written."""
+    return [file for file in storage.files(checkpoints, "") if file.endswith(".parquet")]
+
+
+def _written(checkpoints: str) -> pyarrow.dataset.Dataset | None:
+    whole = [f for f in checkpoint_files(checkpoints) if not f.endswith(".pending.parquet")]
+    filesystem, _ = storage.arrow_filesystem(checkpoints)
+    return (
+        pyarrow.dataset.dataset(whole, filesystem=filesystem, format="parquet") if whole else None
+    )
 
 
 def command_of(config: JobConfig) -> str | None:

@@ -125,13 +125,13 @@ def at_work(config: JobConfig) -> Iterator[None]:
     except Exception as error:
         if storage.is_full(error) or storage.is_away(error):
             raise StorageUnavailable(
-                f"{config.at()}: {error}. What is done stays done; the same command goes on later"
+                f"{config.at()}: {storage.last_line(error)}. What is done stays done; the same "
+                "command goes on later"
             ) from error
         if storage.is_refused(error):
             raise InputError(
                 f"{error}. A job lists and reads {config.source.images}, and writes to "
-                f"{config.at()}. Credentials come from where their libraries look for them, such "
-                "as AWS_ACCESS_KEY_ID"
+                f"{config.at()}. {storage.CREDENTIALS}"
             ) from error
         raise
 

@@ -4,8 +4,6 @@ plain line a minute elsewhere, and ``progress.json`` in the run directory for ot
 from __future__ import annotations
 
 import contextlib
-import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -99,11 +97,7 @@ class Progress:
             logs.aside(line)
         self._note(now, count)
         if self.moves:
-            # Of a line that wraps only the last row would be cleared.
-            width = shutil.get_terminal_size().columns - 1
-            text = redaction.clean(self._text(now, count, last))[: None if last else width]
-            sys.stderr.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
-            sys.stderr.flush()
+            logs.in_place(self._text(now, count, last), last)
         elif last or now - self._printed >= _PLAIN_EVERY_S:
             self._printed = now
             logs.note(self._text(now, count, last))

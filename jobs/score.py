@@ -21,7 +21,17 @@ from captioner import counting, features, groups, manifest, parquet_dir, scores,
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.metrics import ORDERS, CiderD, java, most_frequent
-from jobs import counts, outputs, progress, score_actors, session, stream, table_rows, tasks
+from jobs import (
+    counts,
+    outputs,
+    progress,
+    score_actors,
+    session,
+    shards,
+    stream,
+    table_rows,
+    tasks,
+)
 
 COLUMNS = ["image_id", "serial", "caption", "references", "bleu_4", "bleu_statistics"]
 _ROWS_PER_BLOCK = 1_000
@@ -67,7 +77,8 @@ def score(config: JobConfig) -> dict[str, Any]:
     images = counting.texts_of(found, "image")[""]
     if not images:
         raise InputError(f"{captions}: no caption has a reference to score it by (source.captions)")
-    baseline = _baseline(config)
+    training = parquet_dir.dataset(config.at("manifest")).count_rows(filter=manifest.TRAINING) > 0
+    baseline = _baseline(config, training)
     storage.remove(config.at("metrics.json"))  # first: it must not stand beside newer scores
     storage.remove(target)
     _write_scores(config, counting.cider_of(found), baseline.split(), images)
@@ -85,6 +96,7 @@ def score(config: JobConfig) -> dict[str, Any]:
         "images": images,
         "errors": parquet_dir.dataset(captions).count_rows(filter=features.FAILED),
         **scores.figures(by_group, drawn, baseline, config.score),
+        "baseline_of": "training" if training else "references",
         "distinct_captions": variety.distinct,
         "distinct_share": variety.distinct / max(1, variety.captions),
         "most_frequent_caption": variety.most_frequent,
@@ -116,7 +128,7 @@ def _write_scores(config: JobConfig, cider: CiderD, baseline: list[str], images:
         rows = tasks.map_batches(rows, _score_block, fn_args=(known,), batch_size=None)
         rows = score_actors.add(rows, config, tally)
         rows = tasks.map_batches(rows, _finish, fn_args=(schema.names, tally), batch_size=None)
-        rows.write_datasink(stream.Shards(target, schema, _ROWS_PER_FILE, _ROWS_PER_BLOCK))
+        rows.write_datasink(shards.Shards(target, schema, _ROWS_PER_FILE, _ROWS_PER_BLOCK))
 
 
 @dataclass(frozen=True)
@@ -165,12 +177,10 @@ def _finish(rows: pa.Table, names: list[str], tally: Any) -> pa.Table:
     return rows.select(names)
 
 
-def _baseline(config: JobConfig) -> str:
-    """What a model would say that knows only the training captions and no image. Where nothing
+def _baseline(config: JobConfig, training: bool) -> str:
+    """What a model would say that knows only the ``training`` captions and no image. Where nothing
     is for training, the references themselves take their place, to the baseline's advantage."""
-    url = config.at("manifest")
-    training = parquet_dir.dataset(url).count_rows(filter=manifest.TRAINING) > 0
-    rows = table_rows.read(url, ["split", "captions", "deleted"], _ROWS_PER_BLOCK)
+    rows = table_rows.read(config.at("manifest"), ["split", "captions", "deleted"], _ROWS_PER_BLOCK)
     found = counts.gist(rows, counting.count_references, training)
     return most_frequent(counting.texts_of(found, "reference"))
 
@@ -182,10 +192,11 @@ def describe(metrics: dict[str, Any]) -> str:
         f"{f'BLEU-{order}':>9}" for order in ORDERS
     )
     lines = [header]
+    said = "reference" if metrics.get("baseline_of") == "references" else "caption"
     for name, found in (
         ("all references", metrics["all_references"]),
         ("one reference", metrics["one_reference"]),
-        ("always the most frequent caption", baseline),
+        (f"always the most frequent {said}", baseline),
     ):
         lines.append(f"{name:34}" + "".join(f"{found[f'bleu_{n}']:9.4f}" for n in ORDERS))
     for name, (low, high) in metrics["intervals"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,26 +36,40 @@ def score_file(file: str, references: str, out: str, overrides: tuple[str, ...])
 
     Raises:
         InputError: one of the files cannot be read, an image has two captions or no references,
-            or ``out`` is not empty.
+            or ``out`` has anything but what this same command has left there unfinished.
     """
     config = _config(file, out, overrides)
     if score_actors.of_clip(config.score.also):
         raise InputError("score.also: clip_score needs a run's features, and a file has none")
     score.require(config)
     known = read_references(references)
-    fs, path = storage.filesystem(config.at())
-    if fs.exists(path) and fs.ls(path):
-        raise InputError(f"{config.at()}: not empty; give a new directory")
+    _require_place(config)
     with pipeline.at_work(config):
+        storage.write_text(config.at("config.yaml"), configuration.dump(config))
+        for name in ("captions", "manifest"):
+            storage.remove(config.at(name))
         rows = _rows(known)
         missing = _write_captions(config, _matched(file, rows, known.numbers), file)
         _write_manifest(config, rows)
-        storage.write_text(config.at("config.yaml"), configuration.dump(config))
         metrics = score.score(config)
     lines = [score.describe(metrics), f"scores: {config.at()}"]
     if missing:
         lines.append(f"WARNING: {missing:,} images with references have no caption in {file}")
     return "\n".join(lines)
+
+
+def _require_place(config: JobConfig) -> None:
+    """
+    Raises:
+        InputError: something is there, and not of this command, or finished.
+    """
+    fs, path = storage.filesystem(config.at())
+    if not (fs.exists(path) and fs.ls(path)):
+        return
+    known = config.at("config.yaml")
+    is_finished = storage.exists(config.at("metrics.json"))
+    if is_finished or not storage.exists(known) or configuration.load(known) != config:
+        raise InputError(f"{config.at()}: not empty; give a new directory")
 
 
 def _config(file: str, out: str, overrides: tuple[str, ...]) -> JobConfig:
@@ -66,7 +81,8 @@ def _config(file: str, out: str, overrides: tuple[str, ...]) -> JobConfig:
 
 def _write_captions(config: JobConfig, found: Iterator[Row], file: str) -> int:
     """``captions/`` as a run has them; returns how many images have none in the file."""
-    missing = rows = 0
+    rows = 0
+    errors: Counter[str] = Counter()
     schema = SCHEMA.with_metadata(_nobodys(file).metadata())
     for part in itertools.count():
         some = list(itertools.islice(found, _ROWS))
@@ -78,10 +94,13 @@ def _write_captions(config: JobConfig, found: Iterator[Row], file: str) -> int:
         unknown = pa.nulls(len(table), pa.float32())
         table = table.set_column(place, SCHEMA.field(place), unknown).cast(schema)
         storage.write_table(config.at("captions", f"{part:06d}.parquet"), table)
-        missing += sum(row["error"] == MISSING for row in some)
+        errors.update(row["error"] for row in some if row["error"] is not None)
         rows += len(some)
-    storage.write_summary(config.at("captions"), {"rows": rows, "serial": rows - 1})
-    return missing
+    if errors.total() == rows:
+        raise InputError(f"{file}: no caption in it")
+    summary = {"rows": rows, "serial": rows - 1, "errors": dict(errors)}
+    storage.write_summary(config.at("captions"), summary)
+    return errors[MISSING]
 
 
 def _matched(file: str, known: list[Row], numbers: dict[str, str]) -> Iterator[Row]:

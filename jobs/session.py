@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import ray
@@ -56,30 +57,15 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
         InputError: that is no address, or the cluster is of another version of Ray or Python.
     """
     if not ray.is_initialized():
-        on_sigterm = signal.getsignal(signal.SIGTERM)
         # Ray's own processes write to this terminal what is of use to Ray's developers.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        if cluster.address:
-            _connect(cluster.address)
-        else:
-            os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # for workers: see ``captioner.cpu``
-            # Ray's checkpoint filters are actors of their own; with as many logical CPUs as
-            # cores they would wait for ever for a CPU that the encoder holds.
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            ray.init(
-                address="local",  # not what else runs on this machine
-                num_cpus=pretended.cpus if pretended else cores() + SPARE_CPUS,
-                num_gpus=pretended.gpus if pretended else None,
-                _memory=pretended.memory if pretended else None,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **logs.ray_options(),
-            )
-        if not _is_of_client(cluster.address):
-            head.watch()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process at once
+        with _sigterm_as_before():
+            if cluster.address:
+                _connect(cluster.address)
+            else:
+                _start_here(pretended)
+            if not _is_of_client(cluster.address):
+                head.watch()
         logs.after_ray()
     context = DataContext.get_current()
     context.enable_progress_bars = False  # jobs.progress shows one line for the whole job
@@ -91,6 +77,39 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
     context.retried_io_errors = [*DEFAULT_RETRIED_IO_ERRORS, *storage.AWAY]
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # it is raised as well
+
+
+@contextlib.contextmanager
+def _sigterm_as_before() -> Iterator[None]:
+    """Ray sets a handler of its own as it starts, which ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
+    except SystemExit as ended:
+        if ended.code == signal.SIGTERM and callable(before):
+            before(signal.SIGTERM, None)
+        raise
+
+
+def _start_here(pretended: Pretended | None) -> None:
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # for workers: see ``captioner.cpu``
+    # Ray's checkpoint filters are actors of their own; with as many logical CPUs as cores they
+    # would wait for ever for a CPU that the encoder holds.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        address="local",  # not what else runs on this machine
+        num_cpus=pretended.cpus if pretended else cores() + SPARE_CPUS,
+        num_gpus=pretended.gpus if pretended else None,
+        _memory=pretended.memory if pretended else None,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        **logs.ray_options(),
+    )
 
 
 def object_store_bytes() -> int:

@@ -16,6 +16,7 @@ from jobs import lock, outputs
 
 # A text file for each image: to add up their sizes would take as long as to write them.
 _NOT_MEASURED = {"sidecar"}
+_SHOWN = ("job", "state", "done", "total", "errors", "per_second", "seconds_left", "updated")
 _CAPTIONED = ("index", "caption", "score")  # of a directory that was captioned with a given model
 
 
@@ -97,8 +98,10 @@ def _now(config: JobConfig) -> dict[str, Any]:
             "lives": alive,  # null: a process of another machine
             "seconds_since_beat": age,
         }
-    with contextlib.suppress(InputError, FileNotFoundError):  # a broken one tells nothing
-        progress = dict(storage.read_json(config.at(outputs.PROGRESS)))
+    broken = (InputError, FileNotFoundError, TypeError, ValueError, KeyError)
+    with contextlib.suppress(*broken):  # such a one tells nothing
+        known = storage.read_json(config.at(outputs.PROGRESS))
+        progress = {**known, **{name: known[name] for name in _SHOWN}}
         updated = datetime.fromisoformat(progress["updated"])
         progress["seconds_since_update"] = round((datetime.now(UTC) - updated).total_seconds(), 1)
         found["progress"] = progress

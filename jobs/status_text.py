@@ -97,5 +97,6 @@ def _next(status: dict[str, Any]) -> str:
     if status["command"]:
         return f"nothing is left to do; the same again captions what is new: {status['command']}"
     if all(stage["state"] == "done" for stage in status["stages"].values()):
-        return "nothing is left to do; with --update, `captioner run` lists the source again"
+        more = "; with --update, `captioner run` lists the source again"
+        return "nothing is left to do" + (more if "train" in status["stages"] else "")
     return "by which command this directory was made is not known"

@@ -8,35 +8,26 @@ written, in two phases, and the next run reads past them. Here is only the wirin
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 from ray.data import DataContext, Dataset
-from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
-from ray.data._internal.savemode import SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
 from captioner import features, parquet_dir, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.images import Preprocessing
-from jobs import cost, progress
-from jobs.blocks import decode_block, drop_outdated
-from jobs.outputs import rows_written
+from jobs import cost, outputs, progress, shards
+from jobs.blocks import decode_block
 from jobs.pools import Workers
 from jobs.table_rows import Input, rows_per_block
 from jobs.tally import ErrorLimits
-from jobs.tasks import map_batches, redacting
-
-_ROWS_PER_GROUP = 256  # of a row group: what a reader of some rows has to read at least
+from jobs.tasks import map_batches
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def run(
         The counts, which are checked.
 
     Raises:
-        InputError: the output has rows of another manifest.
+        InputError: the output has rows of another manifest, or has lost some of its own.
         ErrorRateExceeded: too many images failed.
         StorageUnavailable: an object store did not answer.
     """
@@ -88,12 +79,13 @@ def run(
         return {**before, "new_rows": 0}
     total = parquet_dir.count(rows.url, rows.splits)
     pending = parquet_dir.count(rows.url, rows.splits, after)
-    kept, steady = min(rows_written(checkpoints, after), pending), None
+    shards.require_kept(rows, target, checkpoints, after)
+    kept, steady = min(outputs.rows_written(checkpoints, after), pending), None
     block = rows_per_block(rows.url, config, batch_size, pending - kept, pool.count)
     started = time.monotonic()
     if before and before["rows"] + pending > total:
         # First, so that a reader never sees an image twice.
-        _drop_outdated(target, parquet_dir.serials(rows.url, rows.splits))
+        shards.drop_outdated(target, parquet_dir.serials(rows.url, rows.splits))
     if pending:
         again = sum(
             max(0, last - max(first, after + 1) + 1) for first, last in of.get("renewed", [])
@@ -105,15 +97,17 @@ def run(
             readable_errors(tally, target),
         ):
             results = build(rows.read(after, block), tally)
-            shards = Shards(target, output.schema, output.rows_per_file, block)
-            results.write_datasink(shards)
+            results.write_datasink(
+                shards.Shards(target, output.schema, output.rows_per_file, block)
+            )
             steady = _steady_rate(ray.get(tally.first.remote()), pending - kept)
-    if features.count_rows(target) > total:
-        _drop_outdated(target, parquet_dir.serials(rows.url, rows.splits))
-    seconds = time.monotonic() - started
-    counts = features.count(target)
+    with shards.lost_ones_told(target, checkpoints):
+        if features.count_rows(target) > total:
+            shards.drop_outdated(target, parquet_dir.serials(rows.url, rows.splits))
+        seconds = time.monotonic() - started
+        counts = features.count(target)
     if counts.rows != total:
-        raise RuntimeError(f"{target}: {counts.rows} rows were written for {total} images")
+        raise shards.lost(target, checkpoints, f"{counts.rows:,} rows for {total:,} images")
     summary = {
         "rows": counts.rows,
         "errors": counts.errors,
@@ -146,38 +140,6 @@ def _steady_rate(first: tuple[float, int] | None, rows: int) -> float | None:
     if first is None or rows <= first[1]:
         return None
     return round((rows - first[1]) / (time.time() - first[0]), 1)
-
-
-class Shards(ParquetDatasink):
-    """Parquet files of at most ``rows_per_file`` rows, in row groups small enough to read alone.
-
-    Ray's own ``write_parquet`` makes one row group of a file whose rows are bounded.
-    """
-
-    def __init__(self, url: str, schema: pa.Schema, rows_per_file: int, block: int) -> None:
-        filesystem, path = storage.arrow_filesystem(url)
-        # Blocks are gathered for a file while another is written: a crash loses both, so each is
-        # half of what may be lost. One block more than enough must not make it too many.
-        self._enough = max(1, rows_per_file // 2 - block + 1)
-        super().__init__(
-            path,
-            max_rows_per_file=rows_per_file,
-            filesystem=filesystem,
-            mode=SaveMode.APPEND,
-            arrow_parquet_args={
-                "schema": schema,
-                "compression": "zstd",
-                "row_group_size": min(_ROWS_PER_GROUP, rows_per_file),
-                # Features never repeat: to look for that is a third of the time to write them.
-                "use_dictionary": [field.name for field in schema if field.type == pa.string()],
-            },
-        )
-
-    write = redacting(ParquetDatasink.write)
-
-    @property
-    def min_rows_per_write(self) -> int:
-        return self._enough
 
 
 def describe(what: str, summary: dict[str, Any]) -> str:
@@ -226,22 +188,12 @@ def readable_errors(tally: Any, target: str) -> Iterator[None]:
     except Exception as error:
         if told := ray.get(tally.told.remote()):
             raise told from None
-        if os.strerror(errno.ENOSPC) in str(error):
+        if storage.is_full(error):
             raise StorageUnavailable(
-                f"{target}: {os.strerror(errno.ENOSPC)}. What is written stays; make room, and "
+                f"{target}: {storage.last_line(error)}. What is written stays; make room, and "
                 "the same command goes on"
             ) from None
         raise
-
-
-def _drop_outdated(target: str, current: Any) -> None:
-    """Remove rows of images that have changed, or were tried again, since they were written."""
-    fs, _ = storage.filesystem(target)
-    files = [{"path": path} for path in parquet_dir.paths(target)]
-    arguments = (fs, ray.put(np.asarray(current)))
-    map_batches(
-        ray.data.from_items(files), drop_outdated, fn_args=arguments, batch_size=16
-    ).materialize()
 
 
 def decoded(

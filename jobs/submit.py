@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import shlex
 import tempfile
 import time
@@ -26,8 +27,11 @@ from jobs import logs
 CONFIG = "captioner.yaml"  # in the job's working directory
 _PASSED_ON = (2, 3, 4, 75)  # captioner.errors
 _NOT_FOUND = 127  # of the shell
+_BY_SIGNAL = 128  # and more: the shell that Ray runs a command in says so of one that was killed
 _INTERRUPTED = 130  # the shell's own for SIGINT
 _PATIENCE_S = 300.0  # for a head that restarts, or a proxy that has cut the connection
+_FORGOTTEN_S = 10.0  # a head that does not know the job has another reason
+_JOB_ID = re.compile(r"\w[\w.-]*")  # it stands in URLs
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -55,6 +59,10 @@ def submit(address: str, wanted: Submission, job_id: str | None, wait: bool) -> 
         InputError: the address or the token is wrong, or ``job_id`` is that of another job.
         ClusterUnavailable: there is no answer.
     """
+    if job_id is not None and not _JOB_ID.fullmatch(job_id):
+        raise InputError(
+            f"--job-id {job_id}: an id has letters, digits, hyphens, dots and underscores alone"
+        )
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     logs.after_ray()
@@ -135,7 +143,9 @@ def _send(client: JobSubmissionClient, address: str, wanted: Submission, job_id:
         except RuntimeError as error:
             known = None if job_id is None else _find(client, job_id)
             if known is None:
-                raise InputError(f"{address}: the job was refused: {_first_line(error)}") from None
+                # A head answers so too while it has no agent for the job, or no time.
+                kind = ClusterUnavailable if "status code 5" in str(error) else InputError
+                raise kind(f"{address}: the job was refused: {_reason(error)}") from None
     if (known.metadata or {}).get(_DIGEST) != wanted.digest:
         raise InputError(
             f"--job-id {job_id}: there is a job of this id on the cluster that does something else"
@@ -144,9 +154,10 @@ def _send(client: JobSubmissionClient, address: str, wanted: Submission, job_id:
     return job_id
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The last line: what the job API fails with, it answers with a traceback."""
     text = str(error).strip()
-    return text.splitlines()[0][:500] if text else type(error).__name__
+    return text.splitlines()[-1][:500] if text else type(error).__name__
 
 
 def _find(client: JobSubmissionClient, job_id: str) -> JobDetails | None:
@@ -161,6 +172,7 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
 
     Raises:
         ConnectionError: the cluster did not answer for too long.
+        ClusterUnavailable: it knows no such job any more.
         InputError: it takes the token no longer.
     """
     output = _Output()
@@ -180,8 +192,14 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
         except (requests.RequestException, aiohttp.ClientError, OSError, RuntimeError) as error:
             # The tail ends so too, where a proxy or a head that restarts has cut it.
             failing = failing or time.monotonic()
-            if time.monotonic() - failing > _PATIENCE_S:
-                raise ConnectionError(_first_line(error)) from None
+            seconds = time.monotonic() - failing
+            if "status code 404" in str(error) and seconds > _FORGOTTEN_S:
+                raise ClusterUnavailable(
+                    f"{client.get_address()}: there is no job {job_id} any more: was the head "
+                    "started anew? The same command submits it again, and goes on"
+                ) from None
+            if seconds > _PATIENCE_S:
+                raise ConnectionError(_reason(error)) from None
             pause = min(2 * pause, 10.0)
         time.sleep(pause)
 
@@ -249,6 +267,6 @@ def _status(info: JobDetails) -> int:
         )
     elif code in _PASSED_ON:
         return int(code)
-    elif code is None or code < 0:
+    elif code is None or code < 0 or code > _BY_SIGNAL:
         logs.error(f"the job has died: {info.message}")
     return 1

@@ -24,7 +24,18 @@ from captioner.search.rules import check_length
 from captioner.training import batches
 from captioner.training.progress import Progress
 from captioner.vocabulary import Vocabulary
-from jobs import blocks, cost, counts, logs, mixture, pools, progress, session, table_rows
+from jobs import (
+    blocks,
+    checkpoints,
+    cost,
+    counts,
+    logs,
+    mixture,
+    pools,
+    progress,
+    session,
+    table_rows,
+)
 from jobs.tasks import map_batches
 from jobs.train_worker import Task, work
 
@@ -40,6 +51,8 @@ def train(config: JobConfig) -> dict[str, Any]:
         raise InputError("decoder.attention: these features have no patch tokens")
     mixture.check(config, identity)
     language_model, vocabulary = require(config)
+    checkpoints.tidy(config)
+    first_stage = checkpoints.first_stage(config)
     session.begin(config)
     workers = pools.trainers(config)
     vocabulary = vocabulary or vocabulary_of(config)
@@ -69,6 +82,7 @@ def train(config: JobConfig) -> dict[str, Any]:
             identity=identity,
             images=images["train"],
             cider=cider(config, sum(of_runs)) if config.train.self_critical.epochs else None,
+            begun=first_stage or Progress(),
             threads=workers.threads,
             tally=tally,
         )
@@ -160,12 +174,12 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
 def vocabulary_of(config: JobConfig) -> Vocabulary:
     """The words of a training that goes on are those that its weights were learned with, whatever
     the manifest says now; of a new one, those of the training split."""
-    if storage.files(config.at("checkpoints", "train"), "checkpoint_"):
+    if checkpoints.are_there(config) or checkpoints.first_stage(config) is not None:
         url = config.at("model", model_files.VOCABULARY)
         if not storage.exists(url):
             raise InputError(
-                f"{url}: not there, and {config.at('checkpoints')} are of a training with it. "
-                "`captioner run --redo train` begins anew"
+                f"{url}: not there, and this training was begun with it. `captioner run --redo "
+                "train` begins anew"
             )
         return Vocabulary.from_json(storage.read_text(url))
     return build_vocabulary(config)

@@ -48,6 +48,7 @@ class Task:
     identity: EncoderIdentity
     images: int  # of the training split
     cider: CiderD | None  # for the self-critical stage
+    begun: Progress  # where there is no checkpoint yet
     threads: int
     tally: Any
 
@@ -69,21 +70,20 @@ class Worker:
         self._workers, self._rank = context.get_world_size(), context.get_world_rank()
         self._device = ray.train.torch.get_device()
         torch.manual_seed(self._options.seed)
-        self.progress = Progress()
+        self.progress = task.begun
         self._learner: Learner | None = None
         self._stage: Stage | None = None
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as directory:
                 self._go_on_from(directory)
+        if self._rank == 0 and (done := self.progress.images):
+            task.tally.go_on_from.remote(done)
+            line = f"train: goes on in epoch {self.progress.epoch + 1}, after {done:,} images"
+            task.tally.say.remote(line)
 
     def _go_on_from(self, directory: str) -> None:
         self.progress = progress.load_progress(directory)
-        images = sum(entry["images"] for entry in self.progress.history) + len(self.progress.done)
-        if self._rank == 0:
-            self._task.tally.go_on_from.remote(images)
-            line = f"train: goes on in epoch {self.progress.epoch + 1}, after {images:,} images"
-            self._task.tally.say.remote(line)
         stage = self.progress.stage(self._options)
         if stage is not None and self.progress.has_begun(stage):
             self._learner, self._stage = self._new_learner(stage), stage

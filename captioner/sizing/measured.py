@@ -23,16 +23,17 @@ def write(url: str, measured: Measured) -> None:
     storage.write_json(url, asdict(measured))
 
 
-def read(url: str, model: str, device: str) -> tuple[float, float]:
-    """Images per second of one device, and of one decoding core.
+def read(url: str, model: str, device: str) -> tuple[float, float, str]:
+    """Images per second of one device, and of one decoding core; and where and when measured.
 
     Raises:
         InputError: not such a file, or of another tower, or of no GPU.
     """
     try:
         found = Measured(**storage.read_json(url))
-        rates = float(found.encoder_images_per_second), float(found.decode_images_per_second)
-    except (OSError, ValueError, TypeError, InputError) as error:
+        encoder = float(found.encoder_images_per_second) / (1 if found.on_gpu else found.cores)
+        decode = float(found.decode_images_per_second)
+    except (OSError, ValueError, TypeError, ZeroDivisionError, InputError) as error:
         raise InputError(
             f"--measured {url}: not a file of `captioner bench extract --out`: {error}"
         ) from None
@@ -41,5 +42,5 @@ def read(url: str, model: str, device: str) -> tuple[float, float]:
     if found.on_gpu != (device != "cpu"):
         where = "on a GPU" if found.on_gpu else "without a GPU"
         raise InputError(f"--measured {url}: measured {where} ({found.hardware}), not on {device}")
-    encoder, decode = rates
-    return (encoder if found.on_gpu else encoder / found.cores), decode
+    origin = f"measured on {found.hardware}, {found.date}, with the images of that bench ({url})"
+    return encoder, decode, origin

@@ -9,13 +9,15 @@ from captioner.errors import InputError
 from captioner.sizing import figures
 from captioner.sizing.instances import DEVICES, INSTANCES, PEAKS, TOWERS, Instance
 
+_MOST = 1e15  # images, bytes, images a second: more than anyone has
 _SCHEDULING_SHARE = 0.5  # of what one driver can do: the rest is for bursts, and slower drivers
 
 
 @dataclass(frozen=True)
 class Job:
     """An extraction. Rates are images per second of one device and of one core, where the user
-    has measured them; ``image_bytes`` is the mean size of a file."""
+    has measured them, and ``measured`` says where, if it is known; ``image_bytes`` is the mean size
+    of a file."""
 
     images: float
     device: str = "h200"
@@ -28,6 +30,7 @@ class Job:
     source: str = "directory"
     encoder_rate: float | None = None
     decode_rate: float | None = None
+    measured: str | None = None
     rows_per_block: int = 256
     batch_size: int = 64
     rows_per_file: int = 4096
@@ -40,8 +43,10 @@ class Job:
         names = ("images", "megapixels", "image_bytes", "encoder_rate", "decode_rate", "devices")
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name}: {value:g} is not a number greater than zero")
+            if value is not None and not 0 < value <= _MOST:
+                raise InputError(
+                    f"{name}: {value:g} is not a number greater than zero, or beyond {_MOST:g}"
+                )
         for name, known in (("device", DEVICES), ("model", TOWERS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: {getattr(self, name)} is none of {', '.join(known)}")
@@ -122,7 +127,8 @@ def plan(job: Job) -> Plan:
             for instance in INSTANCES
             if instance.device == job.device
         ),
-        read=job.images * each,
+        # A shard is read through to be listed, and then its images.
+        read=job.images * each * (2 if job.source == "webdataset" else 1),
         read_a_second=all_together * each,
         written=written,
         files=files,

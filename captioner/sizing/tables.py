@@ -89,7 +89,7 @@ def sources(job: Job) -> Iterable[str]:
     if job.decode_rate is None:
         yield f"    {figures.DECODING_SOURCE}"
     for figure in figures.FIGURES:
-        if (figure is figures.CPU_ENCODER) != (job.device == "cpu"):
+        if figure is figures.CPU_ENCODER and (job.device != "cpu" or job.encoder_rate is not None):
             continue
         yield f"  {figure.what}: {number(figure.value)} {figure.unit}, {figure.kind}"
         yield f"    {figure.source}"
@@ -98,7 +98,7 @@ def sources(job: Job) -> Iterable[str]:
 
 def _encoder_source(job: Job) -> str:
     if job.encoder_rate is not None:
-        return "given with --encoder-rate"
+        return job.measured or "given with --encoder-rate"
     if job.device == "cpu":
         return "measured" if job.model == "ViT-B-32" else "estimate, from ViT-B/32's by FLOPs"
     return "measured" if job.device == "h200" else "ESTIMATE, from an H200's by peak TFLOPS"
@@ -106,7 +106,7 @@ def _encoder_source(job: Job) -> str:
 
 def _decode_source(job: Job) -> str:
     if job.decode_rate is not None:
-        return "given with --decode-rate"
+        return job.measured or "given with --decode-rate"
     known = [found.megapixels for found in figures.DECODING]
     if job.megapixels in known:
         return "measured"

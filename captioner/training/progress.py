@@ -36,6 +36,11 @@ class Progress:
         """Epochs done."""
         return len(self.history)
 
+    @property
+    def images(self) -> int:
+        """Images learned from, each as often as it was."""
+        return sum(int(entry["images"]) for entry in self.history) + len(self.done)
+
     def best_epoch(self, options: Train) -> int:
         """The epoch whose weights are kept, counted from 1; 0 before the first."""
         first, second = self._stages()
@@ -88,6 +93,10 @@ def _best(entries: Sequence[Entry], by: Measure) -> int:
     merits = [sign * entry[f"val_{by}"] for entry in entries]
     merits = [merit if merit == merit else -np.inf for merit in merits]
     return merits.index(max(merits)) + 1 if merits else 0
+
+
+# Of a checkpoint.
+FILES = ("decoder.safetensors", "learner.pt", "done.npy", "progress.json")
 
 
 def save_checkpoint(directory: str, learner: Learner, progress: Progress) -> None:

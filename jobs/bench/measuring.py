@@ -15,6 +15,7 @@ from PIL import Image
 from captioner import cpu
 from captioner.config import JobConfig
 from captioner.encoder import Encoder
+from captioner.errors import InputError
 from captioner.images import decode
 from jobs import logs, session
 
@@ -27,10 +28,16 @@ def files_of(images: str, count: int) -> list[bytes]:
 
 
 def pixels_of(files: list[bytes], config: JobConfig, encoder: Encoder, scaled: bool = False) -> Any:
-    """``(images, height, width, 3) uint8`` of those that can be decoded."""
+    """``(images, height, width, 3) uint8`` of those that can be decoded.
+
+    Raises:
+        InputError: none can.
+    """
     target, most = encoder.identity.preprocessing, config.image.max_pixels
     images = [decode(data, target, most, scaled=scaled).pixels for data in files]
-    return np.stack([image for image in images if image is not None])
+    if not (decoded := [image for image in images if image is not None]):
+        raise InputError(f"--images: none of {len(files)} files there is an image to measure with")
+    return np.stack(decoded)
 
 
 def draw(directory: Path, count: int) -> None:

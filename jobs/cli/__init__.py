@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from captioner import __version__
-from captioner.errors import InputError
+from captioner import __version__, storage
+from captioner.errors import InputError, StorageUnavailable
 from jobs import logs
 from jobs.cli import bench, looking, operations, sizing, stages, weights
 
@@ -31,6 +31,13 @@ class Commands(click.Group):
                 raise
             logs.error("interrupted")
             ctx.exit(1)
+        except Exception as error:  # of what is read before a job is at work
+            if not (storage.is_away(error) or storage.is_refused(error)):
+                raise
+            away = storage.is_away(error)
+            hint = "The same command later goes on" if away else storage.CREDENTIALS
+            logs.error(f"{error}. {hint}")
+            ctx.exit(StorageUnavailable.status if away else InputError.status)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order that one uses them, which is that of their registration."""

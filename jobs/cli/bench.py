@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+_SOME = click.IntRange(1)
+
 
 @click.group(invoke_without_command=True)
 @click.pass_context
@@ -22,7 +24,7 @@ def bench(context: click.Context) -> None:
 
 @bench.command("extract")
 @click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
-@click.option("--count", default=1000, show_default=True, help="How many to draw.")
+@click.option("--count", type=_SOME, default=1000, show_default=True, help="How many to draw.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
 @click.option("--out", metavar="FILE", help="Write the rates for `captioner plan --measured`.")
 def bench_extract(
@@ -44,7 +46,7 @@ def bench_extract(
 @bench.command("caption")
 @click.option("--model", "model_url", metavar="DIR", help="A trained model; else random weights.")
 @click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
-@click.option("--count", default=500, show_default=True, help="How many to draw.")
+@click.option("--count", type=_SOME, default=500, show_default=True, help="How many to draw.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
 def bench_caption(
     model_url: str | None, images: str | None, count: int, overrides: tuple[str, ...]
@@ -62,8 +64,15 @@ def bench_caption(
 
 @bench.command("train")
 @click.argument("config", required=False)
-@click.option("--images", default=2000, show_default=True, help="How many to make up.")
-@click.option("--captions", default=5, show_default=True, help="Of each image.")
+@click.option(
+    # One of them, at least, is validated with.
+    "--images",
+    type=click.IntRange(2),
+    default=2000,
+    show_default=True,
+    help="How many to make up.",
+)
+@click.option("--captions", type=_SOME, default=5, show_default=True, help="Of each image.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a value.")
 def bench_train(config: str | None, images: int, captions: int, overrides: tuple[str, ...]) -> None:
     """Training steps alone, without shared features, and in the Ray job; and its memory.
@@ -85,8 +94,10 @@ def bench_train(config: str | None, images: int, captions: int, overrides: tuple
 
 @bench.command("decode")
 @click.option("--images", metavar="DIR", help="Photographs to measure with; else drawn ones.")
-@click.option("--count", default=16, show_default=True, help="How many of them.")
-@click.option("--rounds", default=5, show_default=True, help="Of which the best counts.")
+@click.option("--count", type=_SOME, default=16, show_default=True, help="How many of them.")
+@click.option(
+    "--rounds", type=_SOME, default=5, show_default=True, help="Of which the best counts."
+)
 def bench_decode(images: str | None, count: int, rounds: int) -> None:
     """What decoding costs a core, by the size of the picture.
 
@@ -100,7 +111,13 @@ def bench_decode(images: str | None, count: int, rounds: int) -> None:
 
 
 @bench.command("scale")
-@click.option("--rows", multiple=True, default=[10_000, 100_000, 1_000_000], show_default=True)
+@click.option(
+    "--rows",
+    type=_SOME,
+    multiple=True,
+    default=[10_000, 100_000, 1_000_000],
+    show_default=True,
+)
 @click.option("--address", help="A Ray cluster on this machine; else one of its own.")
 @click.option("--encoders", type=click.IntRange(1), help="Play a cluster of so many GPUs here.")
 @click.option(

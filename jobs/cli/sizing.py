@@ -78,7 +78,7 @@ def plan(
     if measured is not None:
         if encoder_rate is not None or decode_rate is not None:
             raise click.UsageError("--measured has both rates: leave out the others")
-        encoder_rate, decode_rate = read(measured, model, gpu)
+        encoder_rate, decode_rate, measured = read(measured, model, gpu)
     job = Job(
         images=images,
         device=gpu,
@@ -91,5 +91,6 @@ def plan(
         source=source,
         encoder_rate=encoder_rate,
         decode_rate=decode_rate,
+        measured=measured,
     )
     logs.say(tables.describe(make(job), price_per_hour, instance))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from captioner import configuration, redaction
+from captioner import configuration, redaction, storage
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.model_files import NotAModel
@@ -74,10 +74,12 @@ def _directory(given: dict[str, Any], overrides: tuple[str, ...]) -> Submission:
         raise InputError(_relative({"--model": model}))
     try:
         values, origin = directory.job_values(source, model, out, captions, overrides)
-    except NotAModel:
-        if place != model or "://" in model:
+    except Exception as error:
+        only_there = isinstance(error, NotAModel) and place == model and "://" not in model
+        if not (only_there or storage.is_refused(error) or storage.is_away(error)):
             raise
-        # A place that only the cluster's machines have: what there is of a configuration here.
+        # A place that only the cluster's machines have, or may read: what there is of a
+        # configuration here.
         values, origin = directory.job_values(source, "hf:unknown", out, captions, overrides)
     _check(values, origin)
     words = ["caption", source, "--model", model, "--out", out]

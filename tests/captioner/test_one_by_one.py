@@ -58,6 +58,14 @@ def test_an_image_may_be_a_path_bytes_or_a_picture(run: JobConfig, photo: str) -
     assert captioner.search.beam_size == 2
 
 
+def test_images_may_come_from_a_generator_and_one_is_one(run: JobConfig, photo: str) -> None:
+    captioner = Captioner.load(run.at("model"))
+    (expected,) = captioner.captions([photo])
+    assert captioner.captions(path for path in (photo, photo)) == [expected, expected]
+    assert captioner.captions(photo) == [expected]
+    assert captioner.captions(iter(())) == []
+
+
 def test_what_is_drawn_of_an_image_depends_on_what_it_shows(
     run: JobConfig, photo: str, tmp_path: Path
 ) -> None:
@@ -112,8 +120,13 @@ def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
         captioner.caption(tmp_path / "nowhere.jpg")
     with pytest.raises(InputError, match="image 0: not an image"):
         captioner.caption(b"text")
+    for useless in (Image.new("RGB", (0, 5)), np.zeros((4, 4, 3)), bytearray(b"x")):
+        with pytest.raises(InputError, match="image 0: "):
+            captioner.caption(useless)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not a model directory"):
         Captioner.load(tmp_path)
+    with pytest.raises(InputError, match=r"encoder: /nowhere/ViT\.pt: no such file"):
+        Captioner.load(run.at("model"), encoder="/nowhere/ViT.pt")
     with pytest.raises(InputError, match=r"search: n_best 9 is more than beam_size"):
         Captioner.load(run.at("model"), n_best=9)
     with pytest.raises(InputError, match=r"search\.required_words: the model does not know"):

@@ -8,6 +8,7 @@ import os
 import resource
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -528,3 +529,11 @@ def test_a_site_that_is_not_there_is_a_reason_for_its_images_alone(site: str) ->
     found = read({"uri": "http://127.0.0.1:1/a.jpg"}, {"uri": f"{site}/ok"})
     assert isinstance(found[0], Unreadable)
     assert found[1] == b"fine"
+
+
+def test_an_archive_that_is_not_there_is_a_reason_too(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x.jpg", b"fine")
+    there, gone = f"zip://x.jpg::{tmp_path}/a.zip", f"zip://x.jpg::{tmp_path}/gone.zip"
+    assert read({"uri": there}) == [b"fine"]
+    assert "No such file or directory" in reason({"uri": gone})

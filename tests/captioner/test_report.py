@@ -244,6 +244,17 @@ def test_says_when_the_model_is_no_better_than_one_caption_for_all(run: JobConfi
     assert "No better than the baseline" not in written(run).text
 
 
+def test_a_baseline_of_the_references_themselves_is_said_to_be_one(run: JobConfig) -> None:
+    """Of a captioned directory nothing is for training, and they are all that there is."""
+    same = dict(storage.read_json(run.at("metrics.json"))["all_references"])
+    baseline = {"caption": "a cat", **same}
+    change_metrics(run, always_the_most_frequent_caption=baseline, baseline_of="references")
+    text = written(run).text
+    assert "No better than the baseline" not in text
+    assert "frequent in training" not in text
+    assert "the most frequent reference of these very images, which favours it, “a cat”" in text
+
+
 def test_loss_curves_with_the_best_epoch(page: Page) -> None:
     training = page.sections["training"]
     for word in ("train", "val", "epoch", "nats per word"):

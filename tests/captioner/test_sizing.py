@@ -82,6 +82,7 @@ def test_requests() -> None:
     assert listed.gets == shards.gets == pytest.approx(1e6 + 489 * 11.6)
     assert shards.puts == pytest.approx(489 * 8)  # 1.6 MB each: no parts
     assert listed.puts - shards.puts == pytest.approx(1000)
+    assert shards.read == pytest.approx(2 * listed.read)  # once to be listed
     large = plan(
         Job(1e6, source="webdataset")
     )  # 2,048 x 58,098 bytes: 12 parts, and a 13th request
@@ -160,7 +161,7 @@ def test_the_page_has_the_tables_of_the_code() -> None:
         assert f"<!-- {name} -->\n{make()}\n" in page, f"captioner plan --markdown: {name}"
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e308, float("nan"), float("inf")])
 def test_numbers_that_nothing_can_be_planned_from(value: float) -> None:
     for name in ("images", "megapixels", "encoder_rate"):
         with pytest.raises(InputError, match=name):
@@ -195,15 +196,17 @@ def test_the_command_takes_measured_rates() -> None:
 def test_the_command_reads_what_the_bench_has_measured(tmp_path: Path) -> None:
     file = str(tmp_path / "measured.json")
     write(file, Measured("ViT-B-32", True, 16, "16 cores, some GPU", "2026-01-01", 1000.0, 100.0))
-    assert read(file, "ViT-B-32", "h200") == (1000.0, 100.0)
-    assert "given with --encoder-rate" in run("--images", "1e6", "--measured", file)
+    assert read(file, "ViT-B-32", "h200")[:2] == (1000.0, 100.0)
+    output = run("--images", "1e6", "--measured", file)
+    assert output.count("measured on 16 cores, some GPU, 2026-01-01, with the images of") == 4
     with pytest.raises(InputError, match="of ViT-B-32, and the plan is for ViT-L-14"):
         read(file, "ViT-L-14", "h200")
     with pytest.raises(InputError, match="measured on a GPU"):
         read(file, "ViT-B-32", "cpu")
     write(file, Measured("ViT-B-32", False, 2, "2 cores", "2026-01-01", 34.0, 100.0))
-    assert read(file, "ViT-B-32", "cpu") == (17.0, 100.0)
-    for text in ("{", "[]", json.dumps({"encoder": "x"})):
+    assert read(file, "ViT-B-32", "cpu")[:2] == (17.0, 100.0)
+    no_cores = Path(file).read_text().replace('"cores": 2', '"cores": 0')
+    for text in ("{", "[]", json.dumps({"encoder": "x"}), no_cores):
         Path(file).write_text(text)
         refused = run("--images", "1e6", "--measured", file, status=2)
         assert "not a file of `captioner bench extract --out`" in refused
@@ -226,3 +229,10 @@ def test_what_cannot_be_planned_is_refused() -> None:
 def test_markdown_is_all_tables() -> None:
     output = run("--markdown")
     assert [*re.findall(r"<!-- (\w+) -->", output)] == [*tables.TABLES]
+
+
+def test_a_plan_on_cores_names_all_its_figures_too() -> None:
+    output = run("--images", "1e6", "--gpu", "cpu")
+    assert all(figure.source in output for figure in figures.FIGURES)
+    given = run("--images", "1e6", "--gpu", "cpu", "--encoder-rate", "50")
+    assert figures.CPU_ENCODER.source not in given

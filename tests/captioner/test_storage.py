@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -201,6 +202,8 @@ def test_local_names_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
         ("s3://bucket/2024-01-01T10::30/a://b", False),
         ("/data/a::b.jpg", False),
         ("a::b", False),
+        ("zip://a.jpg::/photos/a.zip", True),
+        ("tar://a.jpg::photos.tar", True),
     ],
 )
 def test_only_protocols_make_a_chain_of_file_systems(url: str, chain: bool) -> None:
@@ -284,3 +287,12 @@ def test_a_storage_that_says_no_is_neither_away_nor_full(error: Exception) -> No
     assert storage.is_refused(error)
     assert not storage.is_away(error)
     assert not storage.is_full(error)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_is_full_whoever_passes_it_on(number: int) -> None:
+    error = OSError(number, os.strerror(number))
+    passed_on = RuntimeError(f"ray::task() (pid=1)\n  File x, line 1\nOSError: {error}")
+    assert storage.is_full(error)
+    assert storage.is_full(passed_on)
+    assert storage.last_line(passed_on) == f"OSError: {error}"

@@ -45,6 +45,21 @@ def test_too_few_pictures_to_measure_with_are_refused(captioner: Cli) -> None:
     )
 
 
+@pytest.mark.parametrize("which", ["extract", "caption"])
+def test_pictures_none_of_which_is_one_are_refused(
+    captioner: Cli, tmp_path: Path, which: str
+) -> None:
+    for number in range(64):
+        (tmp_path / f"{number}.jpg").write_text("no picture")
+    refused = captioner("bench", which, "--images", tmp_path, *TINY, status=2).output
+    assert "files there is an image to measure with" in refused
+
+
+def test_numbers_that_nothing_can_be_measured_with_are_refused(captioner: Cli) -> None:
+    for options in (("train", "--images=1"), ("scale", "--rows=0"), ("decode", "--rounds=0")):
+        assert "is not in the range x>=" in captioner("bench", *options, status=2).output
+
+
 def test_the_job_is_measured_without_an_encoder(captioner: Cli) -> None:
     output = captioner("bench", "scale", "--rows", "300").output
     assert output.split("\n")[-2].split()[0] == "300"

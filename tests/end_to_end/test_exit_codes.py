@@ -9,9 +9,19 @@ import sys
 from pathlib import Path
 
 import fsspec
+import psutil
+import pytest
 
 from captioner import errors
+from tests.processes import Command, wait_until
 from tests.s3 import Door
+
+NOBODY = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_MAX_ATTEMPTS": "1",  # else it is asked for half a minute
+}
 
 
 def captioner(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -42,16 +52,35 @@ def test_the_codes_are_those_of_the_readme() -> None:
 
 
 def test_a_storage_that_does_not_answer_is_temporary(small_config: Path) -> None:
-    nobody = {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_MAX_ATTEMPTS": "1",  # else it is asked for half a minute
-    }
-    done = captioner("index", str(small_config), "--set", "run=s3://bucket/run", **nobody)
+    done = captioner("index", str(small_config), "--set", "run=s3://bucket/run", **NOBODY)
     assert done.returncode == 75, done.stderr
     assert done.stderr.startswith("Error: s3://bucket/run: Could not connect to the endpoint")
     assert "the same command goes on later" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status", "s3://bucket/run"),
+        ("compare", "s3://bucket/run", "s3://bucket/other"),
+        ("view", "photo.jpg", "--model", "s3://bucket/model"),
+        ("score", "captions.csv", "--references", "s3://bucket/references.json", "--out", "out"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_so_is_one_that_is_read_before_a_job_is_at_work(command: tuple[str, ...]) -> None:
+    done = captioner(*command, **NOBODY)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.startswith("Error: Could not connect to the endpoint")
+    assert done.stderr.endswith("The same command later goes on\n")
+
+
+def test_credentials_that_are_missing_are_bad_input() -> None:
+    none = {**NOBODY, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    none |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+    done = captioner("status", "s3://bucket/run", **none)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: Unable to locate credentials. Credentials of an object")
 
 
 def test_a_bucket_that_is_not_there_is_bad_input_and_is_not_made(
@@ -86,3 +115,12 @@ def test_bad_input_and_a_finished_command(finished_run: Path, tmp_path: Path) ->
     refused = captioner("status", str(tmp_path / "nothing"))
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("Error: ")
+
+
+def test_sigterm_while_ray_starts_is_as_at_any_time(small_config: Path) -> None:
+    with Command("index", str(small_config)) as command:
+        children = psutil.Process(command.process.pid).children
+        wait_until(lambda: any(child.name() == "gcs_server" for child in children()), command)
+        command.process.terminate()
+        assert command.process.wait(25) == 75, command.output
+    assert not (small_config.parent / "run" / "_lock.json").exists()

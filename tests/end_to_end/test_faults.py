@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from jobs.stream import rows_written
+from jobs.outputs import rows_written
 from tests.conftest import MANY
 from tests.processes import Command, wait_until
 from tests.shards import assert_each_once
@@ -58,12 +58,13 @@ def test_a_command_whose_head_is_gone_says_so_and_the_next_one_goes_on(
 
 @pytest.fixture
 def mostly_bad(tmp_path: Path) -> Path:
-    """Two hundred files, two of three of which are no images."""
+    """A hundred and fifty images, which give a job the time to write some rows, and as many
+    files, two of three of which are none."""
     images = tmp_path / "bad"
     images.mkdir()
-    for number in range(200):
+    for number in range(300):
         path = images / f"{number:03d}.png"
-        if number % 3:
+        if number >= 150 and number % 3:
             path.write_text("not a picture")
         else:
             Image.new("RGB", (40, 40), (number % 256, 0, 0)).save(path)
@@ -80,10 +81,10 @@ def test_a_source_that_is_mostly_unreadable_stops_the_job(
     assert "not an image" in stopped
     assert "more than image.max_error_rate 0.05 allows" in stopped
     done = rows_written(str(tmp_path / "run" / "features.checkpoints"))
-    assert 0 < done < 200
+    assert 0 < done < 300
     went_on = captioner("extract", *config, "--max-error-rate", "1").output
     assert f"{done} kept" in went_on
-    assert_each_once(str(tmp_path / "run" / "features"), 200)
+    assert_each_once(str(tmp_path / "run" / "features"), 300)
 
 
 def test_what_cannot_be_scheduled_is_said_with_numbers(captioner: Cli, small_config: Path) -> None:

@@ -92,6 +92,20 @@ def test_features_follow_a_source_that_changes(
     assert sum(row["error"] == "deleted from the source" for row in rows.values()) == 46
 
 
+def test_a_shard_that_is_gone_is_told_before_new_images_are_encoded(
+    captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
+) -> None:
+    command = ("extract", small_config, "--update", f"--set=source.images={growing}")
+    command = (*command, "--set=source.captions=null")
+    captioner(*command)
+    change(growing)
+    shards = sorted((tmp_path / "run" / "features").glob("*.parquet"))
+    shards[0].unlink()
+    refused = captioner(*command, "--max-error-rate", "1", status=2).output
+    assert "were written: shards, or files of" in refused
+    assert sorted((tmp_path / "run" / "features").glob("*.parquet")) == shards[1:]
+
+
 def test_captions_of_a_directory_follow_it(
     captioner: Cli, finished_run: Path, growing: Path, tmp_path: Path
 ) -> None:

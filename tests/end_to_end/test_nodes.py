@@ -16,7 +16,7 @@ import ray
 from click.testing import Result
 from ray.experimental import internal_kv
 
-from jobs.stream import rows_written
+from jobs.outputs import rows_written
 from tests.conftest import MANY
 from tests.processes import Command, kill_with_children, wait_until, workers
 from tests.shards import assert_each_once

@@ -11,7 +11,7 @@ from pathlib import Path
 from click.testing import Result
 
 from captioner import parquet_dir
-from jobs.stream import rows_written
+from jobs.outputs import rows_written
 from tests.conftest import MANY
 from tests.processes import Command, wait_until, workers
 

@@ -25,7 +25,7 @@ SCRIPT = REPOSITORY / "cluster" / "slurm" / "captioner.sbatch"
 SRUN = """#!/usr/bin/env bash
 echo "$@" >> "$NOTES"
 while [[ "$1" == --* ]]; do shift; done
-if [ "$1" = hostname ]; then echo 127.0.0.1; exit; fi
+case "$*" in *hostname*) echo "${ADDRESSES:-127.0.0.1}"; exit ;; esac
 exec "$@"
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -138,3 +138,14 @@ def test_without_a_command() -> None:
     found = subprocess.run([str(SCRIPT)], capture_output=True, text=True)
     assert found.returncode == 2
     assert "usage" in found.stderr
+
+
+def test_the_head_is_at_an_address_that_others_reach(allocation: Allocation) -> None:
+    """A machine's own name often stands for 127.0.1.1."""
+    allocation.environment["ADDRESSES"] = "127.0.1.1\nfe80::1 10.0.0.1 172.17.0.1"
+    for name, text in {"ray": "exit 0", "python": "exit 75"}.items():
+        (allocation.commands / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+    process = allocation.start("index", "some.yaml")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "--head --node-ip-address=10.0.0.1 " in allocation.notes.read_text()

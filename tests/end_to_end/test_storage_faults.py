@@ -15,7 +15,7 @@ import fsspec
 import pytest
 from click.testing import Result
 
-from jobs.stream import rows_written
+from jobs.outputs import rows_written
 from tests.conftest import MANY
 from tests.processes import Command, wait_until
 from tests.s3 import BUCKET, Door

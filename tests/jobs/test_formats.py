@@ -71,6 +71,13 @@ def test_what_was_killed_before_or_while_it_wrote_is_written_the_next_time(
     assert [line.split(":")[0] for line in formats.write(config)] == ["sidecar"]
     texts = [path.read_text() for path in sorted(Path(config.at("sidecar")).glob("*.txt"))]
     assert texts == ["a cat\n"] * 3
+    # Deleted by hand, and killed while it was written again.
+    storage.remove(config.at("sidecar"))
+    with monkeypatch.context() as patch:
+        patch.setitem(formats._WRITERS, "sidecar", killed)
+        with pytest.raises(KeyboardInterrupt):
+            formats.write(config)
+    assert [line.split(":")[0] for line in formats.write(config)] == ["sidecar"]
 
 
 def test_sidecars_are_written_anew_where_a_new_image_would_have_the_same(

@@ -99,3 +99,19 @@ def test_errors_are_json_by_option_and_by_environment(monkeypatch: pytest.Monkey
 def test_plain_errors_have_no_secrets() -> None:
     result = CliRunner().invoke(main, ["index", "/nowhere.yaml?sig=deadbeef"])
     assert result.output == "Error: /nowhere.yaml?sig=[redacted]: no such configuration file\n"
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_standard_error_that_takes_nothing_any_more_fails_no_job(moving: bool) -> None:
+    """As of a terminal that has gone, or a log file on a full disk."""
+    say = "logs.in_place('half', False)" if moving else "logs.note('half')"
+    code = f"from jobs import logs; logs.configure('plain'); {say}; {say}; logs.say('done')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "done\n")

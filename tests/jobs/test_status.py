@@ -195,3 +195,17 @@ def test_needs_no_ray(run: JobConfig) -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"job": "extract", "state": "running"}', "{", "7"])
+def test_a_progress_or_a_lock_of_another_shape_tells_nothing(
+    run: JobConfig, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_SILENCE_S", 0.2)
+    storage.write_text(run.at("progress.json"), text)
+    storage.write_text(run.at(lock.NAME), text)
+    now = found(run)["now"]
+    assert now["progress"] is None
+    assert ask(run).output
+    with lock.hold(run.run):  # and does not keep anybody out
+        assert storage.read_json(run.at(lock.NAME))["token"]

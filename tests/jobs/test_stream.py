@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioner import configuration, parquet_dir
-from jobs import session, stream, table_rows
+from jobs import session, shards, stream, table_rows
 from jobs.pools import Workers
 
 
@@ -81,8 +81,8 @@ def test_files_are_bounded_and_row_groups_small(
 ) -> None:
     out = tmp_path_factory.mktemp("out")
     schema = pa.schema([("serial", pa.int64())])
-    shards = stream.Shards(str(out), schema, rows_per_file=600, block=50)
-    table_rows.read(numbers, ["serial"], 50).write_datasink(shards)
+    sink = shards.Shards(str(out), schema, rows_per_file=600, block=50)
+    table_rows.read(numbers, ["serial"], 50).write_datasink(sink)
     files = [pq.read_metadata(file) for file in out.glob("*.parquet")]
     assert sum(file.num_rows for file in files) == 1000
     assert max(file.num_rows for file in files) <= 300  # half: the next is gathered meanwhile
@@ -98,7 +98,7 @@ def test_rows_that_are_out_of_date_are_gone_from_their_files(cluster: str, tmp_p
     untouched = (tmp_path / "part-3.parquet").stat().st_mtime_ns
     session.start(session.Cluster())
     current = [*range(1, 10), 15, *range(30, 40)]
-    stream._drop_outdated(str(tmp_path), current)
+    shards.drop_outdated(str(tmp_path), current)
     assert parquet_dir.serials(str(tmp_path)).tolist() == current
     assert not (tmp_path / "part-2.parquet").exists()
     assert (tmp_path / "part-3.parquet").stat().st_mtime_ns == untouched

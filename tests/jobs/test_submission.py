@@ -15,8 +15,8 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from captioner import configuration
-from captioner.errors import InputError
+from captioner import configuration, model_files
+from captioner.errors import ClusterUnavailable, InputError
 from jobs import submit
 from jobs.cli.submission import prepare
 
@@ -126,6 +126,7 @@ def details(status: JobStatus, code: int | None) -> JobDetails:
         (JobStatus.FAILED, 127, 1, "command not found on the cluster"),
         (JobStatus.FAILED, -9, 1, "the job has died: the node was lost"),
         (JobStatus.FAILED, None, 1, "the job has died: the node was lost"),
+        (JobStatus.FAILED, 137, 1, "the job has died: the node was lost"),  # by its shell
         (JobStatus.STOPPED, None, 1, "the job was stopped"),
     ],
 )
@@ -171,3 +172,52 @@ def test_a_connection_that_breaks_off_is_made_again(
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert submit._follow(client, "job").status == JobStatus.SUCCEEDED
     assert capsys.readouterr().out == "half\nwhole\n"
+
+
+@pytest.mark.parametrize("job_id", ["a/b", "../x", "a?b", "a b", "-x", ""])
+def test_an_id_that_could_be_no_part_of_an_address_is_refused(job_id: str) -> None:
+    with pytest.raises(InputError, match="an id has letters"):
+        submit.submit("http://nowhere:8265", submit.Submission(("run",), None), job_id, wait=True)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(500, ClusterUnavailable), (400, InputError)])
+def test_what_a_job_is_refused_for_stands_at_the_end_of_the_answer(
+    code: int, kind: type[InputError]
+) -> None:
+    def refuse(**_: Any) -> str:
+        raise RuntimeError(
+            f"Request failed with status code {code}: Traceback (most recent call last):\n"
+            '  File "job_head.py"\nException: No available agent to submit job\n'
+        )
+
+    client: Any = SimpleNamespace(submit_job=refuse)
+    with pytest.raises(InputError, match="refused: Exception: No available agent") as refused:
+        submit._send(client, "http://head:8265", submit.Submission(("run",), None), None)
+    assert type(refused.value) is kind
+
+
+def test_a_job_that_the_head_has_forgotten_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forgotten(_: str) -> JobDetails:
+        raise RuntimeError("Request failed with status code 404: Job x does not exist.")
+
+    client: Any = SimpleNamespace(get_job_info=forgotten, get_address=lambda: "http://head:8265")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(submit, "_FORGOTTEN_S", 0.05)
+    with pytest.raises(ClusterUnavailable, match="there is no job x any more"):
+        submit._follow(client, "x")
+
+
+@pytest.mark.parametrize(
+    "why", ["Unable to locate credentials", "Could not connect to the endpoint"]
+)
+def test_a_model_that_only_the_cluster_may_read_is_sent_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    def unreadable(url: str) -> None:
+        raise OSError(f"{why} {url}")
+
+    monkeypatch.setattr(model_files, "read_config", unreadable)
+    sent = prepare("caption", ("s3://b/p", "--model", "s3://b/m", "--out", "s3://b/o"))
+    assert sent.arguments[:4] == ("caption", "s3://b/p", "--model", "s3://b/m")
