@@ -51,7 +51,7 @@ def train(config: JobConfig) -> dict[str, Any]:
         raise InputError("decoder.attention: these features have no patch tokens")
     mixture.check(config, identity)
     language_model, vocabulary = require(config)
-    checkpoints.tidy(config)
+    found = checkpoints.see_to(config)
     first_stage = checkpoints.first_stage(config)
     session.begin(config)
     workers = pools.trainers(config)
@@ -83,6 +83,7 @@ def train(config: JobConfig) -> dict[str, Any]:
             images=images["train"],
             cider=cider(config, sum(of_runs)) if config.train.self_critical.epochs else None,
             begun=first_stage or Progress(),
+            checkpoint=found,
             threads=workers.threads,
             tally=tally,
         )

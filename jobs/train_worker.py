@@ -48,7 +48,8 @@ class Task:
     identity: EncoderIdentity
     images: int  # of the training split
     cider: CiderD | None  # for the self-critical stage
-    begun: Progress  # where there is no checkpoint yet
+    begun: Progress  # where there is no checkpoint
+    checkpoint: ray.train.Checkpoint | None  # that Ray does not know of
     threads: int
     tally: Any
 
@@ -73,7 +74,7 @@ class Worker:
         self.progress = task.begun
         self._learner: Learner | None = None
         self._stage: Stage | None = None
-        checkpoint = ray.train.get_checkpoint()
+        checkpoint = ray.train.get_checkpoint() or task.checkpoint
         if checkpoint is not None:
             with checkpoint.as_directory() as directory:
                 self._go_on_from(directory)

@@ -116,6 +116,18 @@ def load_progress(directory: str | os.PathLike[str]) -> Progress:
     return Progress(written["history"], Totals(**written["totals"]), done)
 
 
+def is_whole(directory: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint can be read; one may be half written."""
+    folder = Path(directory)
+    try:
+        load_progress(folder)
+        safetensors.torch.load_file(folder / FILES[0])
+        torch.load(folder / FILES[1], weights_only=True, map_location="cpu")
+    except Exception:  # what half of a file is read as, nobody can say
+        return False
+    return True
+
+
 def load_learner(directory: str | os.PathLike[str], learner: Learner) -> None:
     """The learner as it was saved, in place."""
     folder = Path(directory)

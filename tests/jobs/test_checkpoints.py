@@ -1,18 +1,24 @@
-"""Ray Train's checkpoints, as crashes and people leave them."""
+"""Ray Train's checkpoints, as crashes, full disks and people leave them."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from captioner import storage
+from captioner import decoders, features, storage
 from captioner.config import JobConfig, SelfCritical
 from captioner.errors import InputError
-from captioner.training.progress import FILES
+from captioner.training import progress
+from captioner.training.learner import Learner
+from captioner.training.progress import Progress
 from jobs import checkpoints, train
 from tests.runs import build_run
+
+OLD, NEW, HALF = "checkpoint_2026-01-01", "checkpoint_2026-01-02", "checkpoint_2026-01-03"
+LIST = "checkpoint_manager_snapshot.json"
 
 
 @pytest.fixture
@@ -20,34 +26,58 @@ def config(tmp_path: Path) -> JobConfig:
     return build_run(tmp_path)
 
 
-def write(config: JobConfig, *names: str, known: tuple[str, ...]) -> Path:
+@pytest.fixture
+def place(config: JobConfig) -> Path:
+    """Two whole ones, the first on Ray's list, and one that was being written."""
     place = Path(config.at("checkpoints", "train"))
-    for name in names:
-        for file in FILES:
-            storage.write_text(str(place / name / file), "x")
-    results = [{"checkpoint_dir_name": name} for name in known]
-    text = json.dumps({"checkpoint_results": results})
-    (place / "checkpoint_manager_snapshot.json").write_text(text)
+    (place / OLD).mkdir(parents=True)
+    identity = features.read_identity(config.at("features"))
+    learner = Learner(decoders.build(config.decoder, identity, 9), config.train, 0.1, steps=2)
+    progress.save_checkpoint(str(place / OLD), learner, Progress())
+    shutil.copytree(place / OLD, place / NEW)
+    shutil.copytree(place / OLD, place / HALF)
+    weights = place / HALF / "learner.pt"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (place / LIST).write_text(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": OLD}]}))
     return place
 
 
-def test_those_that_ray_does_not_know_of_are_deleted(config: JobConfig) -> None:
-    checkpoints.tidy(config)  # there are none yet
-    place = write(config, "checkpoint_1", "checkpoint_2", "checkpoint_3", known=("checkpoint_2",))
-    (place / "checkpoint_3" / "learner.pt").unlink()
-    checkpoints.tidy(config)
-    names = sorted(path.name for path in place.iterdir())
-    assert names == ["checkpoint_2", "checkpoint_manager_snapshot.json"]
+def names(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir())
 
 
-def test_one_that_is_not_whole_is_told_before_ray_starts(config: JobConfig) -> None:
-    place = write(config, "checkpoint_2", known=("checkpoint_2",))
-    (place / "checkpoint_2" / "learner.pt").unlink()
-    with pytest.raises(InputError, match=r"_2/learner\.pt is gone.*Delete this directory"):
-        checkpoints.tidy(config)
-    (place / "checkpoint_manager_snapshot.json").write_text("")
-    with pytest.raises(InputError, match=r"snapshot\.json is damaged.*Delete this directory"):
+def test_those_that_ray_does_not_know_of_are_deleted(config: JobConfig, place: Path) -> None:
+    assert checkpoints.see_to(config) is None
+    assert names(place) == [OLD, LIST]
+    shutil.rmtree(place)
+    assert checkpoints.see_to(config) is None  # there are none yet
+
+
+@pytest.mark.parametrize("harm", ["empty list", "no list", "another list", "old one damaged"])
+def test_without_rays_list_training_goes_on_from_the_newest_that_is_whole(
+    config: JobConfig, place: Path, harm: str
+) -> None:
+    if harm == "no list":
+        (place / LIST).unlink()
+    elif harm == "old one damaged":
+        (place / OLD / "done.npy").unlink()
+    else:
+        (place / LIST).write_text("" if harm == "empty list" else "[1]")
+    for _ in range(2):  # the next command may be killed before it has another
+        found = checkpoints.see_to(config)
+        assert found is not None
+        assert Path(found.path) == place / NEW
+        assert names(place) == [NEW]
+
+
+def test_where_none_is_whole_it_is_told_before_ray_starts(config: JobConfig, place: Path) -> None:
+    for name in (OLD, NEW):
+        shutil.rmtree(place / name)
+    with pytest.raises(InputError, match=r"no checkpoint there is whole.*Delete this directory"):
         train.train(config)
+    (place / LIST).unlink()  # the first was being written: nothing is lost
+    assert checkpoints.see_to(config) is None
+    assert names(place) == []
 
 
 def test_a_second_stage_begins_from_the_model_where_the_first_has_no_checkpoints_any_more(
@@ -68,5 +98,5 @@ def test_a_second_stage_begins_from_the_model_where_the_first_has_no_checkpoints
     assert again.history == found.history
     longer = wanted.model_copy(update={"train": options.model_copy(update={"epochs": 4})})
     assert checkpoints.first_stage(longer) is None  # the first stage is not done
-    write(config, "checkpoint_1", known=("checkpoint_1",))
+    storage.write_text(config.at("checkpoints", "train", OLD, "progress.json"), "")
     assert checkpoints.first_stage(wanted) is None
