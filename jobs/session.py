@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -17,7 +18,7 @@ from ray.data.context import DEFAULT_RETRIED_IO_ERRORS
 
 from captioner import storage
 from captioner.config import Cluster, JobConfig
-from captioner.errors import ClusterUnavailable, InputError
+from captioner.errors import ClusterUnavailable, InputError, Stopped
 from jobs import head, logs
 
 # A job needs CPUs beside its encoders: listing and reading the manifest, filtering what is
@@ -91,6 +92,10 @@ def _sigterm_as_before() -> Iterator[None]:
                 signal.signal(signal.SIGTERM, before)
     except SystemExit as ended:
         if ended.code == signal.SIGTERM and callable(before):
+            signal.alarm(0)  # by which Ray's C++ half would abort the process in three seconds
+            # Before Ray's own end, which crashes where Ray is half there. Its processes end with
+            # this one.
+            atexit.register(os._exit, Stopped.status)
             before(signal.SIGTERM, None)
         raise
 
