@@ -53,6 +53,7 @@ CREDENTIALS = (
 )
 # What json.loads raises: of text that is none, of numbers too long, of brackets too deep.
 NOT_JSON = (ValueError, RecursionError)
+_PARTIAL = re.compile(r"_[0-9a-f]{32}\.partial")  # of a local file that is being written
 SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an underscore.
 
 
@@ -266,6 +267,14 @@ def writer(url: str) -> Iterator[BinaryIO]:
         return
     with _taking_the_place_of(path) as partial, open(partial, "wb") as file:
         yield file
+
+
+def remove_partial(url: str) -> None:
+    """Delete what processes that were killed were writing in this directory. Nobody else may write
+    there now."""
+    for path in files(url, "_"):
+        if _PARTIAL.fullmatch(path.rpartition("/")[2]):
+            remove_file(join(url, path.rpartition("/")[2]))
 
 
 @contextlib.contextmanager

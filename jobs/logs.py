@@ -38,7 +38,6 @@ def configure(log_format: str) -> None:
     global _streams
     _attach(log_format)
     _about.clear()
-    atexit.register(_let_go)
     sys.excepthook = _say_exception
     threading.excepthook = lambda found: _say_exception(
         found.exc_type, found.exc_value, found.exc_traceback
@@ -132,12 +131,15 @@ def in_place(text: str, last: bool) -> None:
         sys.stderr.flush()
 
 
+@atexit.register
 def _let_go() -> None:
     """What standard error has not taken by now, Python would try once more, and exit with 120."""
     try:
         sys.stderr.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    except ValueError:  # closed
+        pass
 
 
 def as_it_is(line: str) -> None:

@@ -39,6 +39,7 @@ def prepare(
         InputError: results in it were made with another configuration, or are somebody else's; or
             to do stages again would delete the only copy of the image tower.
     """
+    storage.remove_partial(config.at())
     url = config.at("config.yaml")
     if storage.exists(url):
         before = configuration.load(url)

@@ -31,13 +31,14 @@ class Commands(click.Group):
                 raise
             logs.error("interrupted")
             ctx.exit(1)
-        except Exception as error:  # of what is read before a job is at work
-            if not (storage.is_away(error) or storage.is_refused(error)):
-                raise
-            away = storage.is_away(error)
-            hint = "The same command later goes on" if away else storage.CREDENTIALS
-            logs.error(f"{error}. {hint}")
-            ctx.exit(StorageUnavailable.status if away else InputError.status)
+        except Exception as error:  # of what is read and written where no job is at work
+            if storage.is_away(error) or storage.is_full(error):
+                logs.error(f"{error}. The same command later goes on")
+                ctx.exit(StorageUnavailable.status)
+            if storage.is_refused(error):
+                logs.error(f"{error}. {storage.CREDENTIALS}")
+                ctx.exit(InputError.status)
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order that one uses them, which is that of their registration."""

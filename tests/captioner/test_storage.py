@@ -296,3 +296,16 @@ def test_a_disk_is_full_whoever_passes_it_on(number: int) -> None:
     assert storage.is_full(error)
     assert storage.is_full(passed_on)
     assert storage.last_line(passed_on) == f"OSError: {error}"
+
+
+def test_what_a_killed_process_was_writing_is_deleted(tmp_path: Path) -> None:
+    killed = f"import os\nfrom captioner import storage\nurl = {str(tmp_path / 'a.txt')!r}\n"
+    killed += "with storage.writer(url) as file:\n    os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", killed], check=False)
+    assert len(list(tmp_path.glob("*.partial"))) == 1
+    kept = ["_mine.partial", "_summary.json", "captions.jsonl"]
+    for name in kept:
+        (tmp_path / name).touch()
+    storage.remove_partial(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    storage.remove_partial(str(tmp_path / "nowhere"))

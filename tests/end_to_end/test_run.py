@@ -118,9 +118,12 @@ def test_a_finished_run_goes_on_with_self_critical_training(
     words.write_text(words.read_text().replace('"red"', '"rot"'))
     shutil.rmtree(finished_run / "checkpoints")  # the second stage needs the first's weights alone
     second = ("--set=train.self_critical.epochs=1", "--set=train.self_critical.samples=2")
+    partial = finished_run / f"_{32 * 'a'}.partial"  # of a command that was killed as it wrote
+    partial.touch()
     output = captioner("run", finished_run, *second).output
     assert output.count("done before, skipped") == 2  # index and extract
     assert "train: goes on with the self-critical stage" in output
+    assert not partial.exists()
     history = [
         json.loads(line)
         for line in (finished_run / "model" / "history.jsonl").read_text().splitlines()
