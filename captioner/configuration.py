@@ -23,16 +23,17 @@ _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping; YAML lets the last one win without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
+                    raise yaml.composer.ComposerError(
                         None, None, f"`{key.value}` stands there twice", key.start_mark
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def load(url: str, overrides: Sequence[str] = ()) -> JobConfig:

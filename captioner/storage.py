@@ -47,6 +47,7 @@ _REFUSED = (
     "Anonymous caller",
     "bucket does not exist",
 )
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 CREDENTIALS = (
     "Credentials of an object store come from where its library looks for them, such as "
     "AWS_ACCESS_KEY_ID"
@@ -170,12 +171,14 @@ def is_refused(error: BaseException) -> bool:
 
 def is_full(error: BaseException) -> bool:
     """Whether a disk, or somebody's part of it, is. Ray passes on the words, not the number."""
-    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+    return any(words in str(error) for words in _FULL)
 
 
-def last_line(error: BaseException) -> str:
-    """What Ray passes on comes with its traceback, at whose end stands what has happened."""
-    return str(error).strip().rpartition("\n")[2]
+def reason(error: BaseException) -> str:
+    """The line that says it: what Ray passes on comes with tracebacks, one for each worker."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    telling = [line for line in lines if any(words in line for words in (*_FULL, *AWAY))]
+    return (telling or lines)[-1].strip()
 
 
 def is_damage(error: Exception) -> bool:

@@ -125,7 +125,7 @@ def at_work(config: JobConfig) -> Iterator[None]:
     except Exception as error:
         if storage.is_full(error) or storage.is_away(error):
             raise StorageUnavailable(
-                f"{config.at()}: {storage.last_line(error)}. What is done stays done; the same "
+                f"{config.at()}: {storage.reason(error)}. What is done stays done; the same "
                 "command goes on later"
             ) from error
         if storage.is_refused(error):

@@ -49,7 +49,12 @@ def score_file(file: str, references: str, out: str, overrides: tuple[str, ...])
         for name in ("captions", "manifest"):
             storage.remove(config.at(name))
         rows = _rows(known)
-        missing = _write_captions(config, _matched(file, rows, known.numbers), file)
+        try:
+            missing = _write_captions(config, _matched(file, rows, known.numbers), file)
+        except InputError:  # another file may be the right one
+            for name in ("captions", "config.yaml"):
+                storage.remove(config.at(name))
+            raise
         _write_manifest(config, rows)
         metrics = score.score(config)
     lines = [score.describe(metrics), f"scores: {config.at()}"]

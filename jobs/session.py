@@ -97,6 +97,7 @@ def _sigterm_as_before() -> Iterator[None]:
             # this one.
             atexit.register(os._exit, Stopped.status)
             before(signal.SIGTERM, None)
+            atexit.unregister(os._exit)  # it was not ours, and goes on
         raise
 
 

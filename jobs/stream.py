@@ -190,7 +190,7 @@ def readable_errors(tally: Any, target: str) -> Iterator[None]:
             raise told from None
         if storage.is_full(error):
             raise StorageUnavailable(
-                f"{target}: {storage.last_line(error)}. What is written stays; make room, and "
+                f"{target}: {storage.reason(error)}. What is written stays; make room, and "
                 "the same command goes on"
             ) from None
         raise

@@ -31,7 +31,7 @@ _BY_SIGNAL = 128  # and more: the shell that Ray runs a command in says so of on
 _INTERRUPTED = 130  # the shell's own for SIGINT
 _PATIENCE_S = 300.0  # for a head that restarts, or a proxy that has cut the connection
 _FORGOTTEN_S = 10.0  # a head that does not know the job has another reason
-_JOB_ID = re.compile(r"\w[\w.-]*")  # it stands in URLs
+_JOB_ID = re.compile(r"[^-./?#%\s][^/?#%\n]*")  # it stands in URLs
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -61,7 +61,7 @@ def submit(address: str, wanted: Submission, job_id: str | None, wait: bool) -> 
     """
     if job_id is not None and not _JOB_ID.fullmatch(job_id):
         raise InputError(
-            f"--job-id {job_id}: an id has letters, digits, hyphens, dots and underscores alone"
+            f"--job-id {job_id}: an id has none of / ? # %, and does not begin with - or ."
         )
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -36,7 +36,8 @@ class Commands(click.Group):
                 logs.error(f"{error}. The same command later goes on")
                 ctx.exit(StorageUnavailable.status)
             if storage.is_refused(error):
-                logs.error(f"{error}. {storage.CREDENTIALS}")
+                is_local = getattr(error, "filename", None) is not None
+                logs.error(str(error) if is_local else f"{error}. {storage.CREDENTIALS}")
                 ctx.exit(InputError.status)
             raise
 

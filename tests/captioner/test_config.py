@@ -203,6 +203,15 @@ def test_what_the_parser_cannot_take_is_no_yaml(tmp_path: Path, text: str) -> No
     assert load(tmp_path, MINIMAL, f"name={text}").name == text
 
 
+def test_merged_keys_may_be_set_again(tmp_path: Path) -> None:
+    text = yaml.safe_dump(MINIMAL) + (
+        "encoder: &x\n  <<: &base {batch_size: 1, seed: 2}\n  batch_size: 2\n"
+        "train: {<<: *base, batch_size: 3}\n"
+    )
+    job = load(tmp_path, text)
+    assert (job.encoder.batch_size, job.train.batch_size, job.train.seed) == (2, 3, 2)
+
+
 def test_a_key_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
     text = yaml.safe_dump(MINIMAL) + "train:\n  epochs: 3\n  seed: 1\n  epochs: 4\n"
     with pytest.raises(InputError, match=r"`epochs` stands there twice\n.*line \d+, column 3"):

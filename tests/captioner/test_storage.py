@@ -292,10 +292,11 @@ def test_a_storage_that_says_no_is_neither_away_nor_full(error: Exception) -> No
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_is_full_whoever_passes_it_on(number: int) -> None:
     error = OSError(number, os.strerror(number))
-    passed_on = RuntimeError(f"ray::task() (pid=1)\n  File x, line 1\nOSError: {error}")
+    other = "rank 1:\n  File x, line 2\nRuntimeError: the other one is gone"
+    passed_on = RuntimeError(f"rank 0:\n  File x, line 1\nOSError: {error}\n{other}")
     assert storage.is_full(error)
     assert storage.is_full(passed_on)
-    assert storage.last_line(passed_on) == f"OSError: {error}"
+    assert storage.reason(passed_on) == f"OSError: {error}"
 
 
 def test_what_a_killed_process_was_writing_is_deleted(tmp_path: Path) -> None:
