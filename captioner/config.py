@@ -163,7 +163,8 @@ class Encoder(Section):
     @field_validator("pretrained")
     @classmethod
     def _absolute_file(cls, pretrained: str) -> str:
-        return storage.resolve(pretrained) if "/" in pretrained else pretrained
+        is_file = "/" in pretrained or "." in pretrained  # no tag has either
+        return storage.resolve(pretrained) if is_file else pretrained
 
 
 class Features(Section):

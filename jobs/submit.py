@@ -21,7 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from captioner import redaction
-from captioner.errors import ClusterUnavailable, InputError
+from captioner.errors import ClusterUnavailable, InputError, Stopped
 from jobs import logs
 
 CONFIG = "captioner.yaml"  # in the job's working directory
@@ -128,6 +128,8 @@ def _send(client: JobSubmissionClient, address: str, wanted: Submission, job_id:
             (Path(directory) / CONFIG).write_text(wanted.config, encoding="utf-8")
             environment["working_dir"] = directory
         try:
+            if job_id is not None and _is_taken_up(client, job_id, wanted):
+                return job_id
             return str(
                 client.submit_job(
                     entrypoint=entrypoint,
@@ -141,17 +143,33 @@ def _send(client: JobSubmissionClient, address: str, wanted: Submission, job_id:
         except (requests.ConnectionError, requests.Timeout) as error:
             raise ClusterUnavailable(f"{address}: the connection was lost: {error}") from None
         except RuntimeError as error:
-            known = None if job_id is None else _find(client, job_id)
-            if known is None:
-                # A head answers so too while it has no agent for the job, or no time.
-                kind = ClusterUnavailable if "status code 5" in str(error) else InputError
-                raise kind(f"{address}: the job was refused: {_reason(error)}") from None
+            # Another may have sent it just now.
+            if job_id is not None and _is_taken_up(client, job_id, wanted):
+                return job_id
+            # A head answers so too while it has no agent for the job, or no time.
+            kind = ClusterUnavailable if "status code 5" in str(error) else InputError
+            raise kind(f"{address}: the job was refused: {_reason(error)}") from None
+
+
+def _is_taken_up(client: JobSubmissionClient, job_id: str, wanted: Submission) -> bool:
+    """Whether a job of this id is at work, or has succeeded. One that has failed is deleted, for
+    who asks for the same again wants it to go on.
+
+    Raises:
+        InputError: it does something else.
+    """
+    known = _find(client, job_id)
+    if known is None:
+        return False
     if (known.metadata or {}).get(_DIGEST) != wanted.digest:
         raise InputError(
             f"--job-id {job_id}: there is a job of this id on the cluster that does something else"
         )
-    assert job_id is not None
-    return job_id
+    if known.status not in (JobStatus.STOPPED, JobStatus.FAILED):
+        return True
+    logs.note(f"job {job_id} has ended before ({known.status.value}), and is submitted again")
+    client.delete_job(job_id)
+    return False
 
 
 def _reason(error: Exception) -> str:
@@ -260,7 +278,8 @@ def _status(info: JobDetails) -> int:
         return 0
     if info.status == JobStatus.STOPPED:
         logs.error("the job was stopped. The same command goes on where it was")
-    elif code == _NOT_FOUND:
+        return Stopped.status
+    if code == _NOT_FOUND:
         logs.error(
             "captioner: command not found on the cluster. Nothing is installed on the way: the "
             "image of its nodes must have captioner, of the version that is installed here"

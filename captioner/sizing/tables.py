@@ -261,7 +261,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def size(value: float) -> str:
     for unit, name in _BYTES:
-        if value >= unit:
+        if value >= 0.9995 * unit:  # which is 1.00 of it
             return (
                 f"{value / unit:.3g} {name}" if value < 1000 * unit else f"{value / unit:,.0f} PB"
             )

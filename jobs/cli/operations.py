@@ -25,7 +25,8 @@ from jobs.cli.options import load
 @click.option(
     "--job-id",
     metavar="ID",
-    help="The submission id. Given twice for the same job, the second call follows the first.",
+    help="The submission id. Given twice for the same job, the second call follows the first, or "
+    "submits again what was stopped or has failed.",
 )
 @click.argument("stage")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

@@ -236,3 +236,11 @@ def test_a_plan_on_cores_names_all_its_figures_too() -> None:
     assert all(figure.source in output for figure in figures.FIGURES)
     given = run("--images", "1e6", "--gpu", "cpu", "--encoder-rate", "50")
     assert figures.CPU_ENCODER.source not in given
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(999.4e6, "999 MB"), (999.7e6, "1 GB"), (1e9, "1 GB"), (12.34e9, "12.3 GB")],
+)
+def test_no_size_is_a_thousand_of_a_unit(value: float, expected: str) -> None:
+    assert tables.size(value) == expected

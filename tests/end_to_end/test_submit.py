@@ -166,10 +166,16 @@ def test_who_stops_following_is_told_how_to_go_on(
 
     client = JobSubmissionClient(cluster.address, headers={"Authorization": f"Bearer {TOKEN}"})
     assert client.get_job_status("nightly-1") in (JobStatus.PENDING, JobStatus.RUNNING)
+    with cluster.started(*submit, *job) as follower:
+        assert client.stop_job("nightly-1")
+        _, err = follower.communicate(timeout=60)
+    assert follower.returncode == 75, err
+    assert "the job was stopped. The same command goes on" in err
+    again = cluster.captioner(*submit, "--no-wait", *job)
+    assert (again.returncode, again.stdout) == (0, "nightly-1\n"), again.stderr
+    assert "has ended before (STOPPED), and is submitted again" in again.stderr
+    assert client.get_job_status("nightly-1") in (JobStatus.PENDING, JobStatus.RUNNING)
     assert client.stop_job("nightly-1")
-    stopped = cluster.captioner(*submit, *job)
-    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
-    assert "the job was stopped" in stopped.stderr
 
 
 @pytest.fixture

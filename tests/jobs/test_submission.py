@@ -59,6 +59,7 @@ def test_short_options_become_values(config: str) -> None:
         ("source.captions=captions.txt", "source.captions=captions.txt"),
         ("encoder.model=local-dir:tower", "encoder.model=local-dir:tower"),
         ("encoder.pretrained=./w.pt", "encoder.pretrained=./w.pt"),
+        ("encoder.pretrained=w.pt", "encoder.pretrained=w.pt"),
         ("train.mixed_with=[{run: /a}, {run: runs/b}]", "train.mixed_with[1].run=runs/b"),
     ],
 )
@@ -127,7 +128,7 @@ def details(status: JobStatus, code: int | None) -> JobDetails:
         (JobStatus.FAILED, -9, 1, "the job has died: the node was lost"),
         (JobStatus.FAILED, None, 1, "the job has died: the node was lost"),
         (JobStatus.FAILED, 137, 1, "the job has died: the node was lost"),  # by its shell
-        (JobStatus.STOPPED, None, 1, "the job was stopped"),
+        (JobStatus.STOPPED, None, 75, "the job was stopped"),
     ],
 )
 def test_the_status_of_the_job_is_that_of_the_command(
@@ -184,6 +185,26 @@ def test_an_id_that_could_be_no_part_of_an_address_is_refused(job_id: str) -> No
 def test_schedulers_ids_are_taken(job_id: str) -> None:
     with pytest.raises(ClusterUnavailable):
         submit.submit("http://127.0.0.1:1", submit.Submission(("run",), None), job_id, wait=True)
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+def test_what_a_job_of_the_same_id_has_come_to(status: JobStatus) -> None:
+    """A scheduler tries again with the id that it knows the job by."""
+    wanted = submit.Submission(("run",), None)
+    known = details(status, None)
+    known.metadata = {"captioner": wanted.digest}
+    done = []
+    client: Any = SimpleNamespace(
+        get_job_info=lambda _: known,
+        delete_job=lambda job_id: done.append(f"deleted {job_id}"),
+        submit_job=lambda **job: done.append("submitted") or job["submission_id"],
+    )
+    assert submit._send(client, "http://head:8265", wanted, "nightly") == "nightly"
+    is_over = status in (JobStatus.STOPPED, JobStatus.FAILED)
+    assert done == (["deleted nightly", "submitted"] if is_over else [])
+    other = submit.Submission(("extract",), None)
+    with pytest.raises(InputError, match="does something else"):
+        submit._send(client, "http://head:8265", other, "nightly")
 
 
 @pytest.mark.parametrize(("code", "kind"), [(500, ClusterUnavailable), (400, InputError)])
