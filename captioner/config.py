@@ -453,6 +453,15 @@ class JobConfig(Section):
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
+    def _runs_are_mixed_once(self) -> JobConfig:
+        runs = [self.run, *self.mixed_runs.values()]
+        if again := {run for run in runs if runs.count(run) > 1}:
+            raise ValueError(
+                f"train.mixed_with: {', '.join(again)} is there twice, or the run itself"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _attention_has_tokens(self) -> JobConfig:
         if self.decoder.attention != "none" and not self.encoder.tokens:
             raise ValueError("decoder.attention needs encoder.tokens: true (or attention: none)")
@@ -467,5 +476,9 @@ class JobConfig(Section):
     @property
     def places(self) -> dict[str, str]:
         """What every machine of a cluster reads or writes, by the key that names it."""
-        mixed = {f"train.mixed_with[{i}].run": m.run for i, m in enumerate(self.train.mixed_with)}
-        return {"run": self.run, "source.images": self.source.images, **mixed}
+        return {"run": self.run, "source.images": self.source.images}
+
+    @property
+    def mixed_runs(self) -> dict[str, str]:
+        """What those of a training read beside it."""
+        return {f"train.mixed_with[{i}].run": m.run for i, m in enumerate(self.train.mixed_with)}

@@ -60,6 +60,10 @@ def first_stage(config: JobConfig) -> Progress | None:
         return None
     history = model_files.read_history(config.at("model"))
     progress = Progress([epoch for epoch in history if epoch["stage"] == "cross_entropy"])
+    is_over = len(progress.history) < len(history)
+    weights = model_files.FIRST_STAGE if is_over else model_files.WEIGHTS
+    if not storage.exists(config.at("model", weights)):
+        return None
     return progress if progress.stage(config.train) == "self_critical" else None
 
 

@@ -88,6 +88,19 @@ def index(config: JobConfig) -> dict[str, Any]:
     return summary
 
 
+def require(config: JobConfig) -> None:
+    """See that there is something to list.
+
+    Raises:
+        InputError: there are no images, or what names their captions or splits cannot be read.
+    """
+    source = sources.without(config.source, config.run)
+    Assignment(config)
+    listed = (table for part in sources.parts(source) for table in sources.list_part(part, source))
+    if not any(table["skipped"].null_count for table in listed):
+        raise InputError(f"{config.source.images}: no images in this {_kind(config)}")
+
+
 def listing(
     config: JobConfig,
     parts: Sequence[sources.Part],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,15 @@ from ray.data import Dataset
 
 from captioner import chance, features, parquet_dir, storage, views
 from captioner.config import JobConfig, Share
-from captioner.errors import InputError
+from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import EncoderIdentity
+from jobs.outputs import is_done
+from jobs.tally import telling
 from jobs.tasks import map_batches
 
 # Serials begin at 0 in every run. Beyond so many, those of the next run begin.
 _SERIALS = 1 << 48
+_NEEDED = ("index", "extract")  # of a run, to be trained on
 _AT_ONCE = 32  # shards whose serials are read
 # Read together. Arrow holds two levels of nesting for every number, together twice as large as the
 # tokens are: of a row group at once, half of the time would go into pages that are new.
@@ -34,6 +38,25 @@ def runs(config: JobConfig) -> list[Share]:
     return [Share(run=config.run, share=config.train.own_share), *config.train.mixed_with]
 
 
+def require(config: JobConfig) -> None:
+    """See that the other runs are there, and whole.
+
+    Raises:
+        InputError: one is not.
+    """
+    for run in config.train.mixed_with:
+        place = config.model_copy(update={"run": run.run})
+        if missing := next((stage for stage in _NEEDED if not is_done(place, stage)), None):
+            raise InputError(
+                f"train.mixed_with: {run.run}: {missing} has not been done there, or not to its "
+                f"end; `captioner {missing} {run.run}` does it"
+            )
+        try:
+            features.require_whole(place.at("features"))
+        except InputError as error:
+            raise InputError(f"train.mixed_with: {error}") from None
+
+
 def check(config: JobConfig, identity: EncoderIdentity) -> None:
     """
     Raises:
@@ -41,11 +64,6 @@ def check(config: JobConfig, identity: EncoderIdentity) -> None:
     """
     for run in config.train.mixed_with:
         url = storage.join(run.run, "features")
-        if storage.exists(url) and storage.read_summary(url) is None:
-            raise InputError(
-                f"train.mixed_with: {url}: not all features are there yet; `captioner extract "
-                f"{run.run}` makes the others"
-            )
         if difference := identity.difference(features.read_identity(url)):
             raise InputError(f"train.mixed_with: {url}: features of another encoder: {difference}")
         there = parquet_dir.dataset(url).schema.names
@@ -135,7 +153,7 @@ def read_shards(
     files = spread([[of[n] for n in _shuffled(len(of), seed, epoch)] for of in urls])
     for place in places["place"].to_pylist():
         file = files[place]
-        with storage.parquet(file["url"]) as parquet:
+        with _not_meanwhile_gone(file["url"], tally), storage.parquet(file["url"]) as parquet:
             for group in _shuffled(parquet.num_row_groups, seed, epoch, place):
                 view = ""
                 if others:
@@ -146,6 +164,22 @@ def read_shards(
                     rows = pa.table(batch).select(seen).rename_columns(columns)
                     serials = rows["serial"].to_numpy() + file["run"] * _SERIALS
                     yield rows.set_column(columns.index("serial"), "serial", pa.array(serials))
+
+
+@contextlib.contextmanager
+def _not_meanwhile_gone(url: str, tally: Any) -> Iterator[None]:
+    """
+    Raises:
+        StorageUnavailable: it is. Nobody holds the other runs that are trained on.
+    """
+    with telling(tally) if tally else contextlib.nullcontext():
+        try:
+            yield
+        except FileNotFoundError:
+            raise StorageUnavailable(
+                f"{url}: gone. Other features have taken its place while a training read them. The "
+                "same command goes on with those"
+            ) from None
 
 
 def _shuffled(count: int, *seed: int) -> list[int]:

@@ -62,18 +62,34 @@ def _require(config: JobConfig, stages: Collection[str], again: Collection[str])
         from jobs import score
 
         score.require(config)
-    if "train" in stages and config.decoder.pretrained:
-        from jobs import train
+    if "index" in again:
+        from jobs import index
+
+        index.require(config)
+    if "train" in stages and (config.decoder.pretrained or config.train.mixed_with):
+        from jobs import mixture, train
 
         train.require(config)
+        mixture.require(config)
     if "extract" in again:
         from captioner.encoder import Tower
 
         Tower.load(config.encoder)
+    elif "train" in again and "extract" not in stages:
+        from jobs import train
+
+        train.identity_of(config)
     if "caption" in again and is_done(config, "train") and "train" not in again:
         from captioner.model import CaptionModel
 
         CaptionModel.load(config.at("model")).check_search(config.search)
+    if {"extract", "train", "caption"} & {*again}:
+        from jobs import pools, session
+
+        session.begin(config)
+        pools.encoders(config)
+        if "train" in again:
+            pools.trainers(config)
 
 
 def run_stage(

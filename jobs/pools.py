@@ -124,7 +124,7 @@ def trainers(config: JobConfig) -> Workers:
         if cluster.train_workers_max is None:
             cpus = min(cpus, max(1, cores() // count))  # nodes say that they have more
         workers = Workers(count, cpus, 0, cluster.train_workers_max)
-    require(workers, _READERS_CPUS, config)
+    require(workers, _READERS_CPUS, config, config.mixed_runs)
     return workers
 
 
@@ -140,7 +140,9 @@ def _share_of_a_node(count: int, spare: int) -> int:
     return max(1, int(min(node["CPU"] for node in nodes) - spare) // on_each)
 
 
-def require(workers: Workers, spare: int, config: JobConfig) -> None:
+def require(
+    workers: Workers, spare: int, config: JobConfig, more: Mapping[str, str] | None = None
+) -> None:
     """Wait a little for the cluster to have room for these workers and ``spare`` more CPUs. One
     that grows by itself is asked to.
 
@@ -155,7 +157,7 @@ def require(workers: Workers, spare: int, config: JobConfig) -> None:
             _wait_for(workers, spare, config.cluster.patience)
         finally:
             request_resources(bundles=[])  # the work itself asks now, and idle nodes may go
-    require_shared(config.places, config.cluster.shared_paths)
+    require_shared({**config.places, **(more or {})}, config.cluster.shared_paths)
 
 
 def _wait_for(workers: Workers, spare: int, patience: float) -> None:

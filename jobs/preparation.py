@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from captioner import configuration, manifest, staleness, storage, tower_copy
+from captioner import configuration, manifest, model_files, staleness, storage, tower_copy
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.staleness import STAGES
@@ -126,6 +126,8 @@ def _only_a_second_stage(before: JobConfig, differences: Mapping[str, object]) -
 def discard(config: JobConfig, stage: str) -> None:
     """Delete what a stage has made: first what says that it is done, last what it was done to."""
     outputs = [config.at(name) for name in OUTPUTS[stage]]
+    if stage == "train":  # or its second stage would begin from what is left
+        storage.remove(config.at("model", model_files.HISTORY))
     storage.remove(storage.join(outputs[0], storage.SUMMARY))
     for output in reversed(outputs):
         storage.remove(output)

@@ -176,7 +176,7 @@ class Progress:
             "per_second": self._rate(now, count),
             "per_second_now": self._rate_now(now, count),
             "captions_per_second": self._captions(now, count),
-            "seconds_left": self._left(now, count),
+            "seconds_left": 0.0 if state == "done" else self._left(now, count),
             "actors": count.actors,
             "actors_busy": self._busy(now, count),
             "started": self._began_at.isoformat(timespec="seconds"),

@@ -92,6 +92,7 @@ class Tally:
         self._lines.append(line)
 
     def read(self) -> Count:
+        self._metrics.repeat()
         lines, self._lines = self._lines, []
         return Count(
             self._done,
@@ -119,19 +120,26 @@ class Metrics:
             "captioner_busy_seconds", "Seconds that encoders and decoders have worked.", ("job",)
         )
         self._last = Gauge(
-            "captioner_last_progress_timestamp_seconds", "When rows were last done.", ("job",)
+            "captioner_last_progress_timestamp_seconds",
+            "When rows were last done, or else the job began.",
+            ("job",),
         )
+        self._at = time.time()
         for metric in (self._rows, self._errors, self._seconds, self._last):
             metric.set_default_tags(tags)
 
     def add(self, rows: int, errors: dict[str, int], seconds: float) -> None:
         if rows:
             self._rows.inc(rows)
-            self._last.set(time.time())
+            self._at = time.time()
         if seconds:
             self._seconds.inc(seconds)
         for reason, count in errors.items():
             self._errors.inc(count, {"reason": reason})
+
+    def repeat(self) -> None:
+        """Ray forgets a gauge that nobody sets, and a job that hangs is what it is for."""
+        self._last.set(self._at)
 
 
 class ErrorLimits:

@@ -34,6 +34,7 @@ from jobs import (
     pools,
     progress,
     session,
+    stream,
     table_rows,
 )
 from jobs.tasks import map_batches
@@ -46,14 +47,12 @@ _ROWS_TOGETHER = 256  # in memory, in whatever order they are seen; as in a row 
 
 def train(config: JobConfig) -> dict[str, Any]:
     """Train the decoder into ``model/``; goes on from the last checkpoint of an interrupted run."""
-    identity = features.read_identity(config.at("features"))
-    if config.decoder.attention != "none" and not identity.patches:
-        raise InputError("decoder.attention: these features have no patch tokens")
-    mixture.check(config, identity)
+    mixture.require(config)
+    identity = identity_of(config)
     language_model, vocabulary = require(config)
     found = checkpoints.see_to(config)
     first_stage = checkpoints.first_stage(config)
-    session.begin(config)
+    session.begin(config, config.mixed_runs)
     workers = pools.trainers(config)
     vocabulary = vocabulary or vocabulary_of(config)
     of_runs = mixture.counts(config)
@@ -88,7 +87,8 @@ def train(config: JobConfig) -> dict[str, Any]:
             tally=tally,
         )
         datasets = _datasets(config, identity, sum(of_runs) + images["val"], tally)
-        _trainer(config, task, workers, datasets).fit()
+        with stream.readable_errors(tally, config.at("model")):
+            _trainer(config, task, workers, datasets).fit()
     seconds = time.monotonic() - started
     history = Progress(model_files.read_history(config.at("model")))
     summary = {
@@ -154,6 +154,22 @@ def _ingest() -> ray.train.DataConfig:
         # that Ray 2.60 itself warns of.)
         execution_options=DataContext.get_current().execution_options,
     )
+
+
+def identity_of(config: JobConfig) -> EncoderIdentity:
+    """
+    Returns:
+        Whose features are learned from.
+
+    Raises:
+        InputError: there are none, or they have no tokens, or another run's are not of the same
+            encoder.
+    """
+    identity = features.read_identity(config.at("features"))
+    if config.decoder.attention != "none" and not identity.patches:
+        raise InputError("decoder.attention: these features have no patch tokens")
+    mixture.check(config, identity)
+    return identity
 
 
 def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary | None]:

@@ -24,6 +24,14 @@ def contents(run: Path) -> dict[str, bytes]:
         ("run", ["--redo", "score", "--set", "score.group_by=dirctory"], "no column `dirctory`"),
         ("run", ["--redo", "extract", "--set", "encoder.model=ViT-B-23"], "no model `ViT-B-23`"),
         ("run", ["--redo", "caption", "--set", "search.required_words=[zebra]"], "zebra"),
+        ("run", ["--redo", "index", "--set", "source.images=/nowhere"], "no such directory"),
+        ("run", ["--redo", "index", "--set", "source.include=[x*]"], "no images in this directory"),
+        ("run", ["--redo", "index", "--set", "source.captions=/no.csv"], "no such captions file"),
+        (
+            "run",
+            ["--redo", "train", "--set", "train.mixed_with=[{run: /nowhere}]"],
+            "train.mixed_with: /nowhere: index has not been done there",
+        ),
         ("extract", ["--update", "--set", "source.include=[x*]"], "not in source.include"),
         ("run", ["--update", "--set", "source.include=[x*]"], "not in source.include"),
         ("index", ["--set", "source.include=[x*]"], "not in source.include"),
@@ -36,6 +44,18 @@ def test_options_that_cannot_be_leave_a_run_as_it_was(
     assert message in captioner(command, finished_run, *options, status=2).output
     assert contents(finished_run) == before
     assert "report: done before" in captioner("run", finished_run).output
+
+
+@pytest.mark.parametrize(
+    ("redo", "wanted"), [("train", "cluster.train_workers=99"), ("extract", "cluster.encoders=99")]
+)
+def test_a_cluster_that_is_too_small_costs_nothing(
+    captioner: Cli, finished_run: Path, redo: str, wanted: str
+) -> None:
+    before = contents(finished_run)
+    options = ("--redo", redo, "--set", wanted, "--set", "cluster.patience=0")
+    assert "needs 99 workers" in captioner("run", finished_run, *options, status=4).output
+    assert contents(finished_run) == before
 
 
 def test_a_shard_that_is_gone_or_damaged_is_noticed(captioner: Cli, finished_run: Path) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from pydantic import ValidationError
 
 from captioner import features, parquet_dir, storage
-from captioner.config import JobConfig, Share
-from captioner.errors import InputError
+from captioner.config import JobConfig, Share, Train
+from captioner.errors import InputError, StorageUnavailable
 from captioner.metrics import CiderD
 from captioner.vocabulary import END, tokenize
 from jobs import mixture, train
@@ -25,7 +26,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobConfig, JobConfig
     first, second = (build_run(tmp_path_factory.mktemp(name) / "r") for name in ("a", "b"))
     # The same weights wherever the tower stands: only its path differs, which is part of its name.
     source = Path(second.at("features"))
-    storage.write_summary(str(source), {"rows": 30})
+    done = {"manifest": "of the second", "serial": 7}
+    storage.write_summary(second.at("manifest"), done)
+    storage.write_summary(str(source), {**done, "rows": features.count_rows(str(source))})
     for shard in source.glob("*.parquet"):
         table = features.pq.read_table(shard)
         there = features.read_identity(first.at("features"))
@@ -135,12 +138,49 @@ def test_the_vocabulary_and_rewards_are_of_all_runs(
 
 
 def test_a_run_that_is_not_all_there_yet_is_refused(runs: tuple[JobConfig, JobConfig]) -> None:
-    config, summary = mixed(runs), Path(runs[1].at("features", storage.SUMMARY))
-    identity, text = features.read_identity(config.at("features")), summary.read_text()
-    summary.unlink()
-    with pytest.raises(InputError, match=f"not all features are there.*extract {runs[1].run}"):
-        mixture.check(config, identity)
+    config, run = mixed(runs), Path(runs[1].run)
+    mixture.require(config)
+    summary = run / "features" / storage.SUMMARY
+    text = summary.read_text()
+    for other in (None, text.replace("7", "8")):  # of a listing since
+        summary.unlink() if other is None else summary.write_text(other)
+        with pytest.raises(InputError, match=rf"train\.mixed_with: .*`captioner extract {run}`"):
+            mixture.require(config)
     summary.write_text(text)
+    shard = sorted((run / "features").glob("*.parquet"))[0]
+    whole = shard.read_bytes()
+    for left, why in ((b"", "shards are gone"), (whole[: len(whole) // 2], "shard is damaged")):
+        shard.write_bytes(left) if left else shard.unlink()
+        with pytest.raises(InputError, match=rf"train\.mixed_with: .*{why}"):
+            mixture.require(config)
+    shard.write_bytes(whole)
+    (run / "manifest").rename(run / "elsewhere")
+    with pytest.raises(InputError, match=rf"`captioner index {run}`"):
+        mixture.require(config)
+    (run / "elsewhere").rename(run / "manifest")
+
+
+def test_features_that_go_while_they_are_read(
+    cluster: str, runs: tuple[JobConfig, JobConfig], tmp_path: Path
+) -> None:
+    """Nobody holds the other run: its own `extract --update` may replace shards meanwhile."""
+    tally = Tally.remote("train")
+    places, urls = pa.table({"place": [0]}), [[str(tmp_path / "gone.parquet")]]
+    with pytest.raises(StorageUnavailable, match=r"gone\.parquet: gone\. Other features"):
+        list(mixture.read_shards(places, urls, ["serial"], [], 0, tally))
+    told = ray.get(tally.told.remote())
+    assert isinstance(told, StorageUnavailable)
+
+
+def test_a_run_is_mixed_once(tmp_path: Path) -> None:
+    values = {"name": "x", "run": f"{tmp_path}/a", "source": {"images": "/photos"}}
+    for runs in ([f"{tmp_path}/a"], [f"{tmp_path}/b", f"{tmp_path}/b/"]):
+        with pytest.raises(ValidationError, match="twice, or the run itself"):
+            JobConfig(**values, train=Train(mixed_with=[Share(run=run) for run in runs]))
+    # What a model was trained on need not be there to caption with it.
+    config = JobConfig(**values, train=Train(mixed_with=[Share(run="/b")]))
+    assert set(config.places) == {"run", "source.images"}
+    assert config.mixed_runs == {"train.mixed_with[0].run": "/b"}
 
 
 def test_a_run_of_another_encoder_is_refused_by_name(

@@ -5,9 +5,31 @@ from collections import Counter
 
 import pytest
 import ray
+from ray.util.metrics import Gauge
 
 from captioner.errors import ErrorRateExceeded
-from jobs.tally import Count, ErrorLimits, Reporter, Tally
+from jobs import tally
+from jobs.tally import Count, ErrorLimits, Metrics, Reporter, Tally
+
+
+def test_what_prometheus_reads_is_there_while_a_job_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray forgets a gauge that is not set for half a minute."""
+    said: list[float] = []
+
+    class Said(Gauge):
+        def set(self, value: float, tags: dict[str, str] | None = None) -> None:
+            said.append(value)
+
+    monkeypatch.setattr(tally, "Gauge", Said)
+    metrics = Metrics("train")
+    began = time.time()
+    metrics.repeat()
+    metrics.repeat()
+    assert said == [pytest.approx(began, abs=5.0)] * 2  # before the first row too
+    time.sleep(0.01)
+    metrics.add(3, {}, 0.1)
+    metrics.repeat()
+    assert said[-1] > said[0]
 
 
 def stops(limits: ErrorLimits, done: int, failed: int) -> bool:
@@ -83,27 +105,27 @@ def test_the_verdict_names_the_commonest_reasons_and_the_way_out() -> None:
 
 
 def test_a_tally_adds_up_rows_errors_and_the_work_of_actors(cluster: str) -> None:
-    tally = Tally.remote("caption", ErrorLimits(0.05, 1_000))
-    reporters = [Reporter(tally) for _ in range(2)]
+    counted = Tally.remote("caption", ErrorLimits(0.05, 1_000))
+    reporters = [Reporter(counted) for _ in range(2)]
     began = time.monotonic() - 2.0
     for reporter in reporters:
         reporter.add(10, {"OSError": 1}, began)
         reporter.add(5, {}, began)
-    ray.get(tally.say.remote("a line"))
-    count = Count(*ray.get(tally.read.remote()))
+    ray.get(counted.say.remote("a line"))
+    count = Count(*ray.get(counted.read.remote()))
     assert (count.done, count.errors, count.lines, count.actors) == (
         30, {"OSError": 2}, ["a line"], 2,
     )  # fmt: skip
     assert 8.0 <= count.busy <= 4 * (time.monotonic() - began)
-    assert Count(*ray.get(tally.read.remote())).lines == []
-    tally.go_on_from.remote(12)
-    assert Count(*ray.get(tally.read.remote())).done == 12
+    assert Count(*ray.get(counted.read.remote())).lines == []
+    counted.go_on_from.remote(12)
+    assert Count(*ray.get(counted.read.remote())).done == 12
 
 
 def test_a_worker_stops_once_too_many_images_have_failed(cluster: str) -> None:
-    tally = Tally.remote("caption", ErrorLimits(0.05, 1_000))
-    reporter = Reporter(tally)
+    counted = Tally.remote("caption", ErrorLimits(0.05, 1_000))
+    reporter = Reporter(counted)
     reporter.add(500, {"OSError": 400}, time.monotonic())
     with pytest.raises(ErrorRateExceeded, match="400 of the first 500"):
         reporter.add(1, {}, time.monotonic())
-    assert isinstance(ray.get(tally.told.remote()), ErrorRateExceeded)
+    assert isinstance(ray.get(counted.told.remote()), ErrorRateExceeded)
