@@ -141,7 +141,10 @@ def _describe(problem: Any) -> str:
         return message
     if isinstance(problem["input"], dict):  # of a section what does not go together
         return f"{key}: {message}"
-    return f"{key}: {message} (got {problem['input']!r})"
+    given = problem["input"]
+    is_list = problem["type"] == "list_type" and isinstance(given, str) and given.startswith("[")
+    hint = '; what has * or the like has to stand in quotes: ["*.jpg"]' if is_list else ""
+    return f"{key}: {message} (got {given!r}){hint}"
 
 
 def _section_hint(location: Sequence[str], known: Iterable[str]) -> str:

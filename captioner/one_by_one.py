@@ -65,6 +65,8 @@ class Captioner:
             config = configuration.parse(*model_files.read_config(name))
             tower = tower_copy.options_of(storage.resolve(name), config.encoder)
             options, limits = config.search.model_dump(), config.image
+        elif encoder is not None:
+            raise InputError(f"encoder: {name} has a tower of its own")
         if encoder is not None:
             changed = "pretrained" if os.path.isfile(encoder) else "model"
             if "/" in encoder and ":" not in encoder and not os.path.exists(encoder):

@@ -75,8 +75,15 @@ def _glob(url: str) -> list[str]:
 def _read(url: str, format: Format) -> CaptionFile:
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")
+    except IsADirectoryError:
+        raise InputError(f"{url}: a directory, and no captions file") from None
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{url}: not UTF-8 text: {error}") from None
+    if format == "auto" and text.lstrip().startswith("[") and url.lower().endswith(".json"):
+        raise InputError(
+            f"{url}: a list, as captions that somebody has made are; references are COCO's "
+            "annotations, Karpathy's JSON, or a CSV"
+        )
     if format == "csv" or (format == "auto" and not text.lstrip().startswith("{")):
         return _read_csv(url, text)
     try:
@@ -95,7 +102,7 @@ def _read(url: str, format: Format) -> CaptionFile:
 
 
 def _read_csv(url: str, text: str) -> CaptionFile:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     captions: dict[str, list[str]] = defaultdict(list)
     try:
         header = [cell.strip() for cell in next(rows, [])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,7 +67,11 @@ def _json_lines(url: str) -> Iterator[Any]:
 def _csv(url: str) -> Iterator[Any]:
     fs, path = storage.filesystem(url)
     with fs.open(path, "rb") as file:
-        rows = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
+        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+        rows = csv.DictReader(text, strict=True, skipinitialspace=True)
+        names = rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+        if twice := sorted({n for n in (*_IMAGE, *_CAPTION) if names.count(n) > 1}):
+            raise InputError(f"{url}, line 1: two columns are called {', '.join(twice)}")
         for row in rows:
             if None in row:
                 raise InputError(
@@ -105,8 +110,11 @@ def _result(row: Any, where: str) -> Result:
             raise InputError(f"{where}: expected one of {', '.join(names)}; there is {there}")
         values.append(row[name])
     image, caption = values
-    if isinstance(image, float) and image.is_integer():  # numbers of a column with gaps, by pandas
+    # Numbers of a column with gaps, by pandas.
+    if isinstance(image, float) and image.is_integer():
         image = int(image)
+    elif isinstance(image, str) and re.fullmatch(r"\d+\.0", image):
+        image = image.removesuffix(".0")
     if not isinstance(image, str | int) or isinstance(image, bool):
         raise InputError(f"{where}: names no image, by text or number: {image!r:.80}")
     if caption is not None and not isinstance(caption, str):

@@ -86,11 +86,12 @@ def job_values(
         NotAModel: there is none at that place.
     """
     values: dict[str, Any]
+    own: dict[str, Any] = {}  # of its encoder
     if backends.is_foreign(model):
         url = model
-        encoder = {"model": model, "pretrained": "its own", "tokens": False}
+        own = {"model": model, "pretrained": "its own", "tokens": False}
         values = {
-            "encoder": encoder,
+            "encoder": {**own},
             "decoder": {"attention": "none"},
             "search": {"repetition_penalty": 1.0},
         }
@@ -105,4 +106,7 @@ def job_values(
         "cluster": {},
     }
     configuration.apply(values, overrides)
+    for key, value in own.items():
+        if values["encoder"].get(key) != value:
+            raise InputError(f"encoder.{key}: {model} has a tower of its own")
     return values, url

@@ -113,7 +113,7 @@ def _trainer(
     if config.cluster.address is None:  # no node is going to be taken away: nobody need look for it
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem, path = storage.arrow_filesystem(config.at("checkpoints"))
-    return (ray.train.torch.TorchTrainer if config.cluster.address else OwnTrainer)(
+    return (Trainer if config.cluster.address else OwnTrainer)(
         partial(work, task),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.range,
@@ -135,7 +135,15 @@ def _trainer(
     )
 
 
-class OwnTrainer(ray.train.torch.TorchTrainer):
+class Trainer(ray.train.torch.TorchTrainer):
+    """Ends by Ctrl-C as every job does."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray's own would end the process without a word; and, when the training is long over, take
+        the next Ctrl-C for it, twice, and end with a status of 0 by the third (Ray 2.60)."""
+
+
+class OwnTrainer(Trainer):
     """On a Ray session of one's own, which ends with its driver: without the actor that cleans up
     after a driver that has died. It asks Ray's dashboard, which is not there, and at its end a
     training waits for that for up to 12 s (Ray 2.60)."""

@@ -44,7 +44,8 @@ class Memory(NamedTuple):
 
 class CoCaCaptioner:
     def __init__(self, name: str, precision: Precision, device: str | torch.device) -> None:
-        """``name`` is MODEL or MODEL/WEIGHTS, as open_clip names them, or ``local-dir:PATH``.
+        """``name`` is MODEL or MODEL/WEIGHTS, as open_clip names them, the weights by a tag or a
+        file's path, or ``local-dir:PATH``.
 
         Raises:
             InputError: its weights cannot be had, or it is no CoCa.
@@ -59,7 +60,16 @@ class CoCaCaptioner:
         options = EncoderOptions(model=model, pretrained=weights or "its own")
         self._device = torch.device(device)
         self._dtype = precisions.choose(precision, self._device)
-        coca, _ = create_model(options)
+        try:
+            coca, _ = create_model(options)
+        except InputError as error:
+            reason = str(error).splitlines()[0]
+            if not reason.startswith("encoder.pretrained"):
+                raise
+            raise InputError(
+                f"coca:{name}: {reason}\nWith a local file: coca:{model}//PATH/TO/WEIGHTS, or with "
+                "a directory of both: coca:local-dir:PATH"
+            ) from error
         if not hasattr(coca, "text_decoder"):
             raise InputError(f"coca:{name}: open_clip's {model} is no CoCa: it writes no captions")
         self._coca = coca.eval().requires_grad_(False).to(self._device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from jobs import logs
-from jobs.cli.options import load
+from jobs.cli.options import load_run
 
 
 @click.command()
@@ -21,7 +21,7 @@ def compare(first: str, second: str, out: str) -> None:
     """
     from captioner import compare as comparing
 
-    found = comparing.compare(load(first, ()), load(second, ()))
+    found = comparing.compare(load_run(first), load_run(second))
     logs.say(comparing.describe(found))
     logs.say(f"\npage: {comparing.write(found, out)}")
 

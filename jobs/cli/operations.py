@@ -6,10 +6,8 @@ import json
 
 import click
 
-from captioner import storage
-from captioner.errors import InputError
 from jobs import logs
-from jobs.cli.options import load
+from jobs.cli.options import load_run
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -71,9 +69,7 @@ def status(run: str, as_json: bool) -> None:
     from jobs import status as job
     from jobs import status_text
 
-    if not storage.exists(storage.join(run, "config.yaml")):
-        raise InputError(f"{run}: not a run directory: there is no config.yaml in it")
-    found = job.status(load(run, ()))
+    found = job.status(load_run(run))
     if as_json:
         logs.as_it_is(json.dumps(found, ensure_ascii=False))
     else:

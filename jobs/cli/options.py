@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from captioner import configuration, storage
+from captioner import configuration, model_files, storage
 from captioner.config import JobConfig
+from captioner.errors import InputError
 
 
 def with_config(command: Callable[..., None]) -> Callable[..., None]:
@@ -59,9 +60,25 @@ def load(config: str, overrides: tuple[str, ...]) -> JobConfig:
     return configuration.parse(*read(config, overrides))
 
 
+def load_run(run: str) -> JobConfig:
+    """The configuration of a run directory.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not storage.exists(storage.join(run, "config.yaml")):
+        raise InputError(f"{run}: not a run directory: there is no config.yaml in it")
+    return load(run, ())
+
+
 def read(config: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     """The values of a CONFIG, and the file that they come from."""
     in_run = storage.join(config, "config.yaml")
+    if storage.exists(storage.join(config, model_files.VOCABULARY)):
+        raise InputError(
+            f"{config}: a model directory, and no run: that is the directory above it. To caption "
+            f"with it: captioner caption IMAGES --model {config} --out OUT"
+        )
     if storage.exists(in_run):  # wherever the run directory has been moved to
         values = {**configuration.read(in_run), "run": config}
         configuration.apply(values, overrides)

@@ -142,6 +142,8 @@ def test_a_bad_value_is_refused_by_its_key(tmp_path: Path, override: str, key: s
 def test_a_bad_value_is_shown(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.epochs: .*\(got 'many'\)"):
         load(tmp_path, MINIMAL, "train.epochs=many")
+    with pytest.raises(InputError, match=r'source\.include: .*stand in quotes: \["\*\.jpg"\]'):
+        load(tmp_path, MINIMAL, "source.include=[*.jpg]")
 
 
 @pytest.mark.parametrize("key", ["name", "run", "source"])

@@ -127,6 +127,8 @@ def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
         Captioner.load(tmp_path)
     with pytest.raises(InputError, match=r"encoder: /nowhere/ViT\.pt: no such file"):
         Captioner.load(run.at("model"), encoder="/nowhere/ViT.pt")
+    with pytest.raises(InputError, match=r"encoder: hf:some/model has a tower of its own"):
+        Captioner.load("hf:some/model", encoder="ViT-B-32")
     with pytest.raises(InputError, match=r"search: n_best 9 is more than beam_size"):
         Captioner.load(run.at("model"), n_best=9)
     with pytest.raises(InputError, match=r"search\.required_words: the model does not know"):

@@ -125,8 +125,14 @@ def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=str(tmp_path)):
+    with pytest.raises(InputError, match=f"{tmp_path}: a directory, and no captions file"):
         references.read(str(tmp_path))
+
+
+def test_captions_that_were_made_are_no_references(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('[{"image_id": 42, "caption": "a dog"}]')
+    with pytest.raises(InputError, match=r"results\.json: a list, as captions that somebody"):
+        references.read(str(tmp_path / "results.json"))
 
 
 @pytest.mark.parametrize("format", ["auto", "karpathy"])

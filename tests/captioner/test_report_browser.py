@@ -275,6 +275,8 @@ def test_a_caption_with_a_script_is_shown_as_text(page: Any) -> None:
 def test_a_narrow_screen_does_not_scroll_sideways(page: Any) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    hidden = "[...document.querySelectorAll('.panel')].map(e => e.scrollWidth - e.clientWidth)"
+    assert set(page.evaluate(hidden)) == {0}
 
 
 def test_every_control_has_a_name(page: Any) -> None:

@@ -60,6 +60,7 @@ def test_coco_numbers_its_images(tmp_path: Path) -> None:
         ("r.json", '[{"image": 4.5, "caption": "a dog"}]', r"row 1: names no image"),
         ("r.csv", 'image,caption\na.jpg," not closed\nb.jpg,x\n', r"cannot be read as .csv"),
         ("r.csv", 'image,caption\na.jpg,"say "hi" there"\n', r"cannot be read as \.csv"),
+        ("r.csv", "image,caption,caption\na.jpg,x,y\n", r"line 1: two columns are called caption"),
         ("r.parquet", "no table", r"r\.parquet: cannot be read as \.parquet"),
         ("r.txt", "", r"r\.txt: captions are read from \.parquet"),
     ],
@@ -85,6 +86,13 @@ def test_half_a_surrogate_pair_is_no_reason_to_refuse_a_file(tmp_path: Path) -> 
 def test_a_number_is_the_same_image_as_a_whole_float(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('[{"image_id": 42.0, "caption": "a dog"}]')
     assert list(results.read(str(tmp_path / "r.json"))) == [("42", "a dog")]
+    (tmp_path / "r.csv").write_text("image_id,caption\n42.0,a dog\n")
+    assert list(results.read(str(tmp_path / "r.csv"))) == [("42", "a dog")]
+
+
+def test_spaces_after_commas_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text('image, caption\na.jpg, "a dog, a cat"\n')
+    assert list(results.read(str(tmp_path / "r.csv"))) == [("a.jpg", "a dog, a cat")]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -116,6 +116,23 @@ def test_status_of_a_run_with_broken_files(captioner: Cli, finished_run: Path) -
     assert "_summary.json: damaged, and no JSON" in refused
 
 
+def test_a_model_is_no_run(captioner: Cli, finished_run: Path) -> None:
+    model = finished_run / "model"
+    before = contents(model)
+    for command in (("status",), ("index",), ("compare", finished_run)):
+        refused = captioner(*command, model, status=2).output
+        assert f"{model}: a model directory, and no run" in refused
+    assert contents(model) == before
+    refused = captioner("compare", finished_run, finished_run.parent, status=2).output
+    assert f"{finished_run.parent}: not a run directory" in refused
+
+
+def test_a_tower_is_not_given_to_who_has_one(captioner: Cli, tmp_path: Path) -> None:
+    command = ("caption", tmp_path, "--model", "coca:coca_ViT-B-32", "--out", tmp_path / "out")
+    refused = captioner(*command, "--set", "encoder.pretrained=none", status=2).output
+    assert "encoder.pretrained: coca:coca_ViT-B-32 has a tower of its own" in refused
+
+
 def test_a_demonstration_has_as_many_scenes_as_it_is_asked_for(
     captioner: Cli, finished_run: Path, scene_data: Path
 ) -> None:

@@ -163,6 +163,7 @@ def test_images_are_prepared_as_the_captioner_wants_them(saved: dict[str, Path])
         ("hf:{root}/nothing", r"hf:.*nothing: neither a directory"),
         ("coca:no-such-model", "open_clip has no model `no-such-model`"),
         ("coca:ViT-B-32/none", "ViT-B-32 is no CoCa"),
+        ("coca:coca_ViT-B-32/{root}/w.pt", r"neither a file .*\n.*coca:coca_ViT-B-32//PATH/TO"),
         ("coca:local-dir:{root}", "has no open_clip_config.json"),
     ],
 )
