@@ -453,15 +453,6 @@ class JobConfig(Section):
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
-    def _runs_are_mixed_once(self) -> JobConfig:
-        runs = [self.run, *self.mixed_runs.values()]
-        if again := {run for run in runs if runs.count(run) > 1}:
-            raise ValueError(
-                f"train.mixed_with: {', '.join(again)} is there twice, or the run itself"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _attention_has_tokens(self) -> JobConfig:
         if self.decoder.attention != "none" and not self.encoder.tokens:
             raise ValueError("decoder.attention needs encoder.tokens: true (or attention: none)")

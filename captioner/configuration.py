@@ -142,8 +142,8 @@ def _describe(problem: Any) -> str:
     if isinstance(problem["input"], dict):  # of a section what does not go together
         return f"{key}: {message}"
     given = problem["input"]
-    is_list = problem["type"] == "list_type" and isinstance(given, str) and given.startswith("[")
-    hint = '; what has * or the like has to stand in quotes: ["*.jpg"]' if is_list else ""
+    is_list = problem["type"] == "list_type" and isinstance(given, str) and given[:1] == "["
+    hint = '; what has a * has to stand in quotes: ["*.jpg"]' if is_list and "*" in given else ""
     return f"{key}: {message} (got {given!r}){hint}"
 
 

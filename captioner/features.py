@@ -193,8 +193,11 @@ def count_whole_rows(url: str) -> int:
     return rows
 
 
-def require_whole(url: str) -> None:
+def require_whole(url: str, job: str = "the same job") -> None:
     """See that all rows are there that a finished job has written.
+
+    Args:
+        job: what makes them anew.
 
     Raises:
         InputError: a shard is gone, or damaged.
@@ -211,7 +214,7 @@ def require_whole(url: str) -> None:
             raise
         why = f"a shard is damaged: {error}"
     if why:
-        raise InputError(f"{url}: {why}. Delete that directory, and the same job makes it anew")
+        raise InputError(f"{url}: {why}. Delete that directory, and {job} makes it anew")
 
 
 def count_trainable(url: str, split: str) -> int:

@@ -102,7 +102,7 @@ def _read(url: str, format: Format) -> CaptionFile:
 
 
 def _read_csv(url: str, text: str) -> CaptionFile:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     captions: dict[str, list[str]] = defaultdict(list)
     try:
         header = [cell.strip() for cell in next(rows, [])]
@@ -115,7 +115,8 @@ def _read_csv(url: str, text: str) -> CaptionFile:
             if len(row) != 2:
                 raise InputError(
                     f"{url}, line {rows.line_num}: expected 2 cells, found {len(row)}; "
-                    'a caption with a comma needs quotes: name.jpg,"A dog, running."'
+                    "a caption with a comma needs quotes, with no space before them: "
+                    'name.jpg,"A dog, running."'
                 )
             captions[row[0].strip()].extend(with_words([row[1]]))
     except csv.Error as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,7 +67,7 @@ def _csv(url: str) -> Iterator[Any]:
     fs, path = storage.filesystem(url)
     with fs.open(path, "rb") as file:
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-        rows = csv.DictReader(text, strict=True, skipinitialspace=True)
+        rows = csv.DictReader(text, strict=True)
         names = rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
         if twice := sorted({n for n in (*_IMAGE, *_CAPTION) if names.count(n) > 1}):
             raise InputError(f"{url}, line 1: two columns are called {', '.join(twice)}")
@@ -76,7 +75,8 @@ def _csv(url: str) -> Iterator[Any]:
             if None in row:
                 raise InputError(
                     f"{url}, line {rows.line_num}: more values than the header has names; a "
-                    "caption with a comma in it has to stand in double quotes"
+                    "caption with a comma in it has to stand in double quotes, with no space "
+                    "before them"
                 )
             # CSV knows no null: a caption of no words is one that failed, unless a column says that
             # nothing did.
@@ -110,11 +110,8 @@ def _result(row: Any, where: str) -> Result:
             raise InputError(f"{where}: expected one of {', '.join(names)}; there is {there}")
         values.append(row[name])
     image, caption = values
-    # Numbers of a column with gaps, by pandas.
-    if isinstance(image, float) and image.is_integer():
+    if isinstance(image, float) and image.is_integer():  # numbers of a column with gaps, by pandas
         image = int(image)
-    elif isinstance(image, str) and re.fullmatch(r"\d+\.0", image):
-        image = image.removesuffix(".0")
     if not isinstance(image, str | int) or isinstance(image, bool):
         raise InputError(f"{where}: names no image, by text or number: {image!r:.80}")
     if caption is not None and not isinstance(caption, str):

@@ -10,6 +10,8 @@ from captioner.config import JobConfig
 from captioner.errors import InputError
 from jobs import logs, outputs, pipeline, preparation
 
+_OWN_TOWER = {"pretrained": "its own", "tokens": False}  # of somebody else's captioner
+
 
 def caption(
     images: str,
@@ -74,7 +76,12 @@ def job_config(
 ) -> JobConfig:
     """The model's own configuration, turned to another source and run directory; of somebody
     else's captioner, its name and the defaults."""
-    return configuration.parse(*job_values(images, model, out, captions, overrides))
+    config = configuration.parse(*job_values(images, model, out, captions, overrides))
+    if backends.is_foreign(model):
+        for key, own in {"model": model, **_OWN_TOWER}.items():
+            if getattr(config.encoder, key) != own:
+                raise InputError(f"encoder.{key}: {model} has a tower of its own")
+    return config
 
 
 def job_values(
@@ -86,12 +93,10 @@ def job_values(
         NotAModel: there is none at that place.
     """
     values: dict[str, Any]
-    own: dict[str, Any] = {}  # of its encoder
     if backends.is_foreign(model):
         url = model
-        own = {"model": model, "pretrained": "its own", "tokens": False}
         values = {
-            "encoder": {**own},
+            "encoder": {"model": model, **_OWN_TOWER},
             "decoder": {"attention": "none"},
             "search": {"repetition_penalty": 1.0},
         }
@@ -106,7 +111,4 @@ def job_values(
         "cluster": {},
     }
     configuration.apply(values, overrides)
-    for key, value in own.items():
-        if values["encoder"].get(key) != value:
-            raise InputError(f"encoder.{key}: {model} has a tower of its own")
     return values, url

@@ -61,7 +61,6 @@ def export(
     from jobs import session, tasks
 
     url, identity, is_whole = _open(url)
-    features.require_whole(url)
     if not is_whole:
         raise InputError(f"{url}: not all features are there; `captioner extract` goes on")
     out = storage.resolve(out)
@@ -87,7 +86,6 @@ def _open(url: str) -> tuple[str, EncoderIdentity, bool]:
         rows = features.count_rows(url)
         names = parquet_dir.dataset(url).schema.names
     except pa.ArrowInvalid as error:
-        features.require_whole(url)
         raise InputError(
             f"{url}: a file is only half there: `captioner extract` is at work here, or was "
             f"interrupted and goes on when it is called again ({error})"

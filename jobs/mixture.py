@@ -20,6 +20,7 @@ from captioner import chance, features, parquet_dir, storage, views
 from captioner.config import JobConfig, Share
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import EncoderIdentity
+from jobs import lock
 from jobs.outputs import is_done
 from jobs.tally import telling
 from jobs.tasks import map_batches
@@ -39,20 +40,30 @@ def runs(config: JobConfig) -> list[Share]:
 
 
 def require(config: JobConfig) -> None:
-    """See that the other runs are there, and whole.
+    """See that the other runs are there, each once, and whole.
 
     Raises:
         InputError: one is not.
+        StorageUnavailable: nor is it meant to be yet.
     """
+    every = [run.run for run in runs(config)]
     for run in config.train.mixed_with:
+        if every.count(run.run) > 1:
+            raise InputError(f"train.mixed_with: {run.run}: there twice, or the run itself")
         place = config.model_copy(update={"run": run.run})
         if missing := next((stage for stage in _NEEDED if not is_done(place, stage)), None):
+            holder = lock.look(run.run)
+            if holder is not None and holder[1] is not False:
+                raise StorageUnavailable(
+                    f"train.mixed_with: {run.run}: another command is at work there, and {missing} "
+                    "is not done to its end. The same command later goes on"
+                )
             raise InputError(
                 f"train.mixed_with: {run.run}: {missing} has not been done there, or not to its "
                 f"end; `captioner {missing} {run.run}` does it"
             )
         try:
-            features.require_whole(place.at("features"))
+            features.require_whole(place.at("features"), f"`captioner extract {run.run}`")
         except InputError as error:
             raise InputError(f"train.mixed_with: {error}") from None
 
@@ -177,8 +188,8 @@ def _not_meanwhile_gone(url: str, tally: Any) -> Iterator[None]:
             yield
         except FileNotFoundError:
             raise StorageUnavailable(
-                f"{url}: gone. Other features have taken its place while a training read them. The "
-                "same command goes on with those"
+                f"{url}: gone. Other features have taken its place while a training read them. "
+                "Once they are all there, the same command goes on with those"
             ) from None
 
 

@@ -72,13 +72,14 @@ def _require(config: JobConfig, stages: Collection[str], again: Collection[str])
         train.require(config)
         mixture.require(config)
     if "extract" in again:
-        from captioner.encoder import Tower
+        from captioner.encoder import Encoder
+        from jobs import train
 
-        Tower.load(config.encoder)
+        train.check(config, Encoder(config.encoder).identity)
     elif "train" in again and "extract" not in stages:
         from jobs import train
 
-        train.identity_of(config)
+        train.check(config, features.read_identity(config.at("features")))
     if "caption" in again and is_done(config, "train") and "train" not in again:
         from captioner.model import CaptionModel
 

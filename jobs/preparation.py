@@ -126,9 +126,9 @@ def _only_a_second_stage(before: JobConfig, differences: Mapping[str, object]) -
 def discard(config: JobConfig, stage: str) -> None:
     """Delete what a stage has made: first what says that it is done, last what it was done to."""
     outputs = [config.at(name) for name in OUTPUTS[stage]]
+    storage.remove(storage.join(outputs[0], storage.SUMMARY))
     if stage == "train":  # or its second stage would begin from what is left
         storage.remove(config.at("model", model_files.HISTORY))
-    storage.remove(storage.join(outputs[0], storage.SUMMARY))
     for output in reversed(outputs):
         storage.remove(output)
 

@@ -115,6 +115,10 @@ def _matched(file: str, known: list[Row], numbers: dict[str, str]) -> Iterator[R
     seen: set[str] = set()
     for image, text in results.read(file):
         name = numbers.get(image) or names.find(image)
+        if name not in rows and image.removesuffix(".0").isdecimal():
+            # A number of a column with gaps, as pandas writes it into a CSV.
+            number = image.removesuffix(".0")
+            name = numbers.get(number) or names.find(number)
         if name not in rows:
             raise InputError(f"{file}: `{image}` has no references")
         if name in seen:

@@ -128,8 +128,13 @@ def _send(client: JobSubmissionClient, address: str, wanted: Submission, job_id:
             (Path(directory) / CONFIG).write_text(wanted.config, encoding="utf-8")
             environment["working_dir"] = directory
         try:
-            if job_id is not None and _is_taken_up(client, job_id, wanted):
-                return job_id
+            if job_id is not None and (known := _same(client, job_id, wanted)) is not None:
+                if not _has_failed(known):
+                    return job_id
+                logs.note(
+                    f"job {job_id} has ended before ({known.status.value}), and is submitted again"
+                )
+                client.delete_job(job_id)
             return str(
                 client.submit_job(
                     entrypoint=entrypoint,
@@ -143,33 +148,32 @@ def _send(client: JobSubmissionClient, address: str, wanted: Submission, job_id:
         except (requests.ConnectionError, requests.Timeout) as error:
             raise ClusterUnavailable(f"{address}: the connection was lost: {error}") from None
         except RuntimeError as error:
-            # Another may have sent it just now.
-            if job_id is not None and _is_taken_up(client, job_id, wanted):
-                return job_id
+            if job_id is not None:  # another may have sent it just now
+                known = _same(client, job_id, wanted)
+                if known is not None and not _has_failed(known):
+                    return job_id
             # A head answers so too while it has no agent for the job, or no time.
             kind = ClusterUnavailable if "status code 5" in str(error) else InputError
             raise kind(f"{address}: the job was refused: {_reason(error)}") from None
 
 
-def _is_taken_up(client: JobSubmissionClient, job_id: str, wanted: Submission) -> bool:
-    """Whether a job of this id is at work, or has succeeded. One that has failed is deleted, for
-    who asks for the same again wants it to go on.
+def _same(client: JobSubmissionClient, job_id: str, wanted: Submission) -> JobDetails | None:
+    """The job of this id that the cluster knows of, if any.
 
     Raises:
         InputError: it does something else.
     """
     known = _find(client, job_id)
-    if known is None:
-        return False
-    if (known.metadata or {}).get(_DIGEST) != wanted.digest:
+    if known is not None and (known.metadata or {}).get(_DIGEST) != wanted.digest:
         raise InputError(
             f"--job-id {job_id}: there is a job of this id on the cluster that does something else"
         )
-    if known.status not in (JobStatus.STOPPED, JobStatus.FAILED):
-        return True
-    logs.note(f"job {job_id} has ended before ({known.status.value}), and is submitted again")
-    client.delete_job(job_id)
-    return False
+    return known
+
+
+def _has_failed(known: JobDetails) -> bool:
+    """Who asks for the same again wants it to go on."""
+    return known.status in (JobStatus.STOPPED, JobStatus.FAILED)
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -40,6 +41,7 @@ from jobs import (
 from jobs.tasks import map_batches
 from jobs.train_worker import Task, work
 
+_ABORT_S = 5.0  # for Ray Train to end its workers
 _CAPTION_BYTES = 1024  # of an image's captions, cut into words
 _COUNTED = 200_000  # images: with five captions each some 700 MB in every worker
 _ROWS_TOGETHER = 256  # in memory, in whatever order they are seen; as in a row group of a shard
@@ -48,7 +50,8 @@ _ROWS_TOGETHER = 256  # in memory, in whatever order they are seen; as in a row 
 def train(config: JobConfig) -> dict[str, Any]:
     """Train the decoder into ``model/``; goes on from the last checkpoint of an interrupted run."""
     mixture.require(config)
-    identity = identity_of(config)
+    identity = features.read_identity(config.at("features"))
+    check(config, identity)
     language_model, vocabulary = require(config)
     found = checkpoints.see_to(config)
     first_stage = checkpoints.first_stage(config)
@@ -65,6 +68,9 @@ def train(config: JobConfig) -> dict[str, Any]:
             f"{config.at()}: {images['train']} train images for {most} training workers, each of "
             "which needs one at least (split, cluster.train_workers)"
         )
+    if first_stage is None and not checkpoints.are_there(config):
+        # Half of a model that was being deleted: its second stage would begin from it.
+        storage.remove(config.at("model", model_files.FIRST_STAGE))
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     if missing := tower_copy.write(config.at("model"), config.encoder):
         logs.say(f"train: encoder.model: {missing}")
@@ -138,9 +144,18 @@ def _trainer(
 class Trainer(ray.train.torch.TorchTrainer):
     """Ends by Ctrl-C as every job does."""
 
+    def fit(self) -> ray.train.Result:
+        try:
+            return super().fit()
+        except KeyboardInterrupt:
+            with contextlib.suppress(ray.exceptions.RayError):  # of an actor that has ended itself
+                ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
+            raise
+
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ray's own would end the process without a word; and, when the training is long over, take
         the next Ctrl-C for it, twice, and end with a status of 0 by the third (Ray 2.60)."""
+        self._controller = controller
 
 
 class OwnTrainer(Trainer):
@@ -164,20 +179,15 @@ def _ingest() -> ray.train.DataConfig:
     )
 
 
-def identity_of(config: JobConfig) -> EncoderIdentity:
-    """
-    Returns:
-        Whose features are learned from.
+def check(config: JobConfig, identity: EncoderIdentity) -> None:
+    """See that one can train on the features of this encoder.
 
     Raises:
-        InputError: there are none, or they have no tokens, or another run's are not of the same
-            encoder.
+        InputError: they have no tokens, or another run's are not of the same encoder.
     """
-    identity = features.read_identity(config.at("features"))
     if config.decoder.attention != "none" and not identity.patches:
         raise InputError("decoder.attention: these features have no patch tokens")
     mixture.check(config, identity)
-    return identity
 
 
 def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary | None]:

@@ -171,13 +171,9 @@ def test_unfinished_features_are_described_but_not_exported(
 
 
 def test_half_a_file_is_named(captioner: Cli, run: Path) -> None:
-    """A killed extraction leaves one, until it goes on; one that has ended does not."""
+    """A killed extraction leaves one, until it goes on."""
     shard = max((run / "features").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:1000])
-    damaged = captioner("features", "describe", run, status=2).output
-    assert "a shard is damaged" in damaged
-    assert "Delete that directory" in damaged
-    (run / "features" / "_summary.json").unlink()
     said = captioner("features", "describe", run, status=2).output
     assert "only half there" in said
     assert shard.name in said

@@ -9,14 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from pydantic import ValidationError
 
 from captioner import features, parquet_dir, storage
 from captioner.config import JobConfig, Share, Train
 from captioner.errors import InputError, StorageUnavailable
 from captioner.metrics import CiderD
 from captioner.vocabulary import END, tokenize
-from jobs import mixture, train
+from jobs import lock, mixture, train
 from jobs.tally import Tally
 from tests.runs import build_run
 
@@ -157,6 +156,11 @@ def test_a_run_that_is_not_all_there_yet_is_refused(runs: tuple[JobConfig, JobCo
     (run / "manifest").rename(run / "elsewhere")
     with pytest.raises(InputError, match=rf"`captioner index {run}`"):
         mixture.require(config)
+    with (
+        lock.hold(str(run)),
+        pytest.raises(StorageUnavailable, match="another command is at work there, and index"),
+    ):
+        mixture.require(config)
     (run / "elsewhere").rename(run / "manifest")
 
 
@@ -175,8 +179,9 @@ def test_features_that_go_while_they_are_read(
 def test_a_run_is_mixed_once(tmp_path: Path) -> None:
     values = {"name": "x", "run": f"{tmp_path}/a", "source": {"images": "/photos"}}
     for runs in ([f"{tmp_path}/a"], [f"{tmp_path}/b", f"{tmp_path}/b/"]):
-        with pytest.raises(ValidationError, match="twice, or the run itself"):
-            JobConfig(**values, train=Train(mixed_with=[Share(run=run) for run in runs]))
+        twice = JobConfig(**values, train=Train(mixed_with=[Share(run=run) for run in runs]))
+        with pytest.raises(InputError, match="twice, or the run itself"):
+            mixture.require(twice)
     # What a model was trained on need not be there to caption with it.
     config = JobConfig(**values, train=Train(mixed_with=[Share(run="/b")]))
     assert set(config.places) == {"run", "source.images"}
