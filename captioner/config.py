@@ -41,8 +41,7 @@ Url = Annotated[NameOrUrl, AfterValidator(storage.resolve)]
 
 def _readable_by_ray(url: str) -> str:
     """Ray takes what comes after a question mark for a query, and leaves out new lines."""
-    local = "://" not in url or url.startswith("file://")
-    if local and ("?" in url or not url.isprintable()):
+    if storage.is_local_url(url) and ("?" in url or not url.isprintable()):
         raise ValueError("a run directory has no `?` and no control characters in its path")
     return url
 

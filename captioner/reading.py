@@ -120,8 +120,7 @@ def _read(uri: str, offset: int | None, row: None, size: int | None, max_bytes: 
     except InputError:
         raise
     except Exception as error:  # of a chain: the archive that the image is in
-        archive = uri.rpartition("::")[2]
-        is_here = "://" not in archive or archive.startswith("file://")
+        is_here = storage.is_local_url(uri.rpartition("::")[2])
         if not (is_here and _is_final(error, local=True)):
             raise  # it is nobody's fault, and no image's
         return _unreadable(error)

@@ -114,6 +114,11 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return has_protocol(fs, "file")
 
 
+def is_local_url(url: str) -> bool:
+    """By its name alone: of a chain, such as ``zip://x::/path.zip``, it is none."""
+    return "://" not in url or url.startswith("file://")
+
+
 def has_protocol(fs: fsspec.AbstractFileSystem, name: str) -> bool:
     protocols = fs.protocol  # one name, or several for the same
     return name in ((protocols,) if isinstance(protocols, str) else protocols)

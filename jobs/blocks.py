@@ -31,12 +31,21 @@ def list_part(rows: pa.Table, source: Source, tally: Any) -> Iterator[pa.Table]:
     """One part of the source -> the images in it."""
     with telling(tally):
         for row in rows.to_pylist():
-            try:
-                for table in list_images(Part(**row), source):
-                    tally.add.remote(table["skipped"].null_count, {})
-                    yield table
-            except OSError as error:  # to pass over it would mean that its images are gone
-                raise StorageUnavailable(f"{row['url']}: cannot be listed: {error}") from None
+            for table in listed(Part(**row), source):
+                tally.add.remote(table["skipped"].null_count, {})
+                yield table
+
+
+def listed(part: Part, source: Source) -> Iterator[pa.Table]:
+    """
+    Raises:
+        StorageUnavailable: it cannot be listed. To pass over it would mean that its images are
+            gone.
+    """
+    try:
+        yield from list_images(part, source)
+    except OSError as error:
+        raise StorageUnavailable(f"{part.url}: cannot be listed: {error}") from None
 
 
 def list_known(rows: pa.Table, shards: Any, kept: Sequence[str], tally: Any) -> Iterator[pa.Table]:

@@ -20,7 +20,7 @@ from ray.data import Dataset
 
 from captioner import manifest, parquet_dir, references, sources, storage
 from captioner.config import JobConfig
-from captioner.errors import InputError, StorageUnavailable
+from captioner.errors import InputError
 from jobs import blocks, progress, session, stream
 from jobs.tasks import map_batches
 
@@ -93,17 +93,15 @@ def require(config: JobConfig) -> None:
 
     Raises:
         InputError: there are no images, or what names their captions or splits cannot be read.
+        StorageUnavailable: they cannot be listed.
     """
     source = sources.without(config.source, config.run)
     Assignment(config)
     parts = sources.parts(source)
     source = source.model_copy(update={"sidecar_captions": False})  # which nobody needs here
-    try:
-        listed = (table for part in parts for table in sources.list_part(part, source))
-        if not any(table["skipped"].null_count for table in listed):
-            raise InputError(f"{config.source.images}: no images in this {_kind(config)}")
-    except OSError as error:
-        raise StorageUnavailable(f"{config.source.images}: cannot be listed: {error}") from None
+    listed = (table for part in parts for table in blocks.listed(part, source))
+    if not any(table["skipped"].null_count for table in listed):
+        raise InputError(f"{config.source.images}: no images in this {_kind(config)}")
 
 
 def listing(

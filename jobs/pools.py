@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 from captioner import openmp
 from captioner.config import JobConfig
 from captioner.errors import CannotSchedule
-from jobs.session import SPARE_CPUS, cores, require_shared
+from jobs.session import SPARE_CPUS, cores, require_reached
 
 _READERS_CPUS = 2  # for the tasks that feed training
 _BATCHES_OF_AN_ENCODER = 8  # for which it is worth to start one more
@@ -157,7 +157,7 @@ def require(
             _wait_for(workers, spare, config.cluster.patience)
         finally:
             request_resources(bundles=[])  # the work itself asks now, and idle nodes may go
-    require_shared({**config.places, **(more or {})}, config.cluster.shared_paths)
+    require_reached(config, more)
 
 
 def _wait_for(workers: Workers, spare: int, patience: float) -> None:

@@ -38,7 +38,7 @@ def begin(config: JobConfig, more: Mapping[str, str] | None = None) -> None:
         InputError: one of them is a local path, and the cluster is of several machines.
     """
     start(config.cluster)
-    require_shared({**config.places, **(more or {})}, config.cluster.shared_paths)
+    require_reached(config, more)
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,15 @@ def _require_answer(address: str) -> None:
 def _is_of_client(address: str | None) -> bool:
     """Whether it is of Ray's client, which has a server in the head's place."""
     return "://" in (address or "")
+
+
+def require_reached(config: JobConfig, more: Mapping[str, str] | None = None) -> None:
+    """See that every machine reaches the places of a job, and ``more``.
+
+    Raises:
+        InputError: one of them is a local path, and the cluster is of several machines.
+    """
+    require_shared({**config.places, **(more or {})}, config.cluster.shared_paths)
 
 
 def require_shared(places: Mapping[str, str], shared_paths: bool) -> None:
