@@ -269,3 +269,19 @@ def require_images(url: str, splits: Sequence[str]) -> None:
         raise InputError(
             f"caption.splits: no images in {', '.join(splits)}: name others, or see split"
         )
+
+
+def require_captions(url: str) -> None:
+    """See that there is something to learn from, and to choose an epoch by.
+
+    Raises:
+        InputError: no image of a split has captions.
+    """
+    images = parquet_dir.dataset(url)
+    captioned = (pc.list_value_length(pc.field("captions")) > 0) & pc.field("deleted").is_null()
+    for split in ("train", "val"):
+        if not images.count_rows(filter=captioned & (pc.field("split") == split)):
+            raise InputError(
+                f"{url}: no images in the {split} split have captions: training needs such train "
+                "and val images (source.captions, split)"
+            )

@@ -48,6 +48,8 @@ def _do(config: JobConfig, stage: str, anyway: bool = False) -> None:
     if stage in ("extract", "train"):
         # And not after hours of training.
         manifest.require_images(config.at("manifest"), config.caption.splits)
+        if not is_done(config, "train"):
+            manifest.require_captions(config.at("manifest"))
     _run_stage(config, stage)
 
 

@@ -76,6 +76,18 @@ def test_empty_directory_is_named(captioner: Cli, small_config: Path, tmp_path: 
     captioner("index", small_config)  # nothing was made of it: the right directory is welcome
 
 
+def test_captions_of_other_images_are_noticed_before_features_are_made(
+    captioner: Cli, small_config: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "captions.txt"
+    other.write_text("image,caption\nnowhere.png,A red circle.\n")
+    captions = f"source.captions={other}"
+    refused = captioner("run", small_config, "--set", captions, status=2)
+    assert "no images in the train split have captions" in refused.output
+    assert not (tmp_path / "run" / "features").exists()
+    captioner("extract", small_config, "--set", captions)  # which needs none
+
+
 def test_unknown_key_is_named_with_the_nearest(captioner: Cli, small_config: Path) -> None:
     refused = captioner("run", small_config, "--set", "train.learning_rat=1", status=2)
     assert "train.learning_rat: unknown key; did you mean train.learning_rate?" in refused.output
