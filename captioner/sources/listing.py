@@ -8,6 +8,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ LISTING = pa.schema(
     ]
 )
 ROWS = 10_000  # of one table
+_SHARDS = {".tar": "webdataset", ".parquet": "parquet"}  # images are in these too, if one asks
 
 
 def schema(kept: Sequence[str]) -> pa.Schema:
@@ -122,7 +124,8 @@ def why_not(image_id: str, source: Source) -> str | None:
     if not any(matches(image_id, glob) for glob in source.include):
         return "not in source.include"
     if any(matches(image_id, glob) for glob in source.exclude):
-        return "in source.exclude"
+        kind = _SHARDS.get(PurePosixPath(image_id.lower()).suffix)
+        return f"in source.exclude (shards: source.format={kind})" if kind else "in source.exclude"
     return None
 
 

@@ -198,10 +198,14 @@ def test_a_glob_without_a_slash_leaves_out_no_directory(tmp_path: Path) -> None:
 
 
 def test_by_default_all_but_known_other_formats_may_be_images(tmp_path: Path) -> None:
-    fill(tmp_path, "a.jpg", "no_suffix", "b.weird", "captions.txt", "x.CSV", "y.parquet")
+    fill(tmp_path, "a.jpg", "no_suffix", "b.weird", "captions.txt", "x.CSV", "y.parquet", "Z.TAR")
     found, skipped = ids(tmp_path)
     assert found == ["a.jpg", "b.weird", "no_suffix"]
-    assert skipped == {"in source.exclude": 3}
+    assert skipped == {
+        "in source.exclude": 2,
+        "in source.exclude (shards: source.format=parquet)": 1,
+        "in source.exclude (shards: source.format=webdataset)": 1,
+    }
 
 
 def test_an_empty_directory_has_no_files(tmp_path: Path) -> None:
