@@ -12,7 +12,7 @@ from captioner.identity import RANDOM_WEIGHTS
 from captioner.staleness import STAGES
 from jobs import lock, logs, stopping
 from jobs.outputs import OUTPUTS, command_of, is_done, model_of
-from jobs.preparation import discard, listed_as_before, may_change, prepare
+from jobs.preparation import complete, discard, listed_as_before, may_change, prepare
 
 
 def run(config: JobConfig, redo: str | None = None, update: bool = False) -> None:
@@ -43,8 +43,8 @@ def _do(config: JobConfig, stage: str, anyway: bool = False) -> None:
         logs.say(f"{stage}: done before, skipped")
         return
     # What was made of the captions, or of the scores, before is out of date.
-    for later in {"caption": ("report", "score"), "score": ("report",)}.get(stage, ()):
-        discard(config, later)
+    if later := {"caption": ("score", "report"), "score": ("report",)}.get(stage):
+        discard(config, *later)
     if stage in ("extract", "train"):
         # And not after hours of training.
         manifest.require_images(config.at("manifest"), config.caption.splits)
@@ -125,7 +125,8 @@ def run_stage(
 
 @contextlib.contextmanager
 def at_work(config: JobConfig) -> Iterator[None]:
-    """Hold the run directory, and say of a storage that is full or away what can be done.
+    """Hold the run directory, without what a command that was killed has left to delete, and say of
+    a storage that is full or away what can be done.
 
     Raises:
         InputError: another command is at work there.
@@ -138,6 +139,7 @@ def at_work(config: JobConfig) -> Iterator[None]:
             stopping.on_sigterm(config.at()),
             lock.hold(config.at()),
         ):
+            complete(config)
             yield
     except InputError:
         raise

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from captioner import configuration, manifest, model_files, staleness, storage, tower_copy
+from captioner import configuration, manifest, staleness, storage, tower_copy
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.staleness import STAGES
 from jobs import logs
 from jobs.outputs import OUTPUTS
+
+_DISCARDED = "_discarded.json"  # which stages are being deleted
 
 
 def may_change(listed: bool, retried: bool = False) -> Collection[str]:
@@ -53,8 +55,7 @@ def prepare(
         }
         if differences and not fused and _only_a_second_stage(before, differences):
             logs.say("train: goes on with the self-critical stage")
-            for stage in ("report", "score", "caption"):
-                discard(config, stage)
+            discard(config, "caption", "score", "report")
             storage.remove(config.at("model", storage.SUMMARY))  # the rest of train goes on
         elif differences:
             lines = [
@@ -73,8 +74,8 @@ def prepare(
             )
         if "train" in again:
             tower_copy.require_original(config.at("model"), config.encoder)
-        for stage in reversed(again):  # a crash in between leaves nothing that rests on nothing
-            discard(config, stage)
+        if again:
+            discard(config, *again)
     else:
         _require_free(config, fused)
     manifest.recover(config.at("manifest"))
@@ -123,14 +124,24 @@ def _only_a_second_stage(before: JobConfig, differences: Mapping[str, object]) -
     )
 
 
-def discard(config: JobConfig, stage: str) -> None:
-    """Delete what a stage has made: first what says that it is done, last what it was done to."""
-    outputs = [config.at(name) for name in OUTPUTS[stage]]
-    storage.remove(storage.join(outputs[0], storage.SUMMARY))
-    if stage == "train":  # or its second stage would begin from what is left
-        storage.remove(config.at("model", model_files.HISTORY))
-    for output in reversed(outputs):
-        storage.remove(output)
+def discard(config: JobConfig, *stages: str) -> None:
+    """Delete what these stages have made, whatever is made of another's first. What of it a crash
+    has left, ``complete`` deletes."""
+    journal = config.at(_DISCARDED)
+    storage.write_json(journal, stages)
+    for stage in sorted(stages, key=STAGES.index, reverse=True):
+        outputs = [config.at(name) for name in OUTPUTS[stage]]
+        storage.remove(storage.join(outputs[0], storage.SUMMARY))  # which says that it is done
+        for output in outputs:
+            storage.remove(output)
+    storage.remove_file(journal)
+
+
+def complete(config: JobConfig) -> None:
+    """Delete the rest of what a command that was killed was deleting: half of it says nothing."""
+    journal = config.at(_DISCARDED)
+    if storage.exists(journal):
+        discard(config, *storage.read_json(journal))
 
 
 def _has_begun(config: JobConfig, key: str, fused: bool) -> bool:

@@ -68,9 +68,6 @@ def train(config: JobConfig) -> dict[str, Any]:
             f"{config.at()}: {images['train']} train images for {most} training workers, each of "
             "which needs one at least (split, cluster.train_workers)"
         )
-    if first_stage is None and not checkpoints.are_there(config):
-        # Half of a model that was being deleted: its second stage would begin from it.
-        storage.remove(config.at("model", model_files.FIRST_STAGE))
     model.write_description(config.at("model"), config, vocabulary, identity, language_model)
     if missing := tower_copy.write(config.at("model"), config.encoder):
         logs.say(f"train: encoder.model: {missing}")

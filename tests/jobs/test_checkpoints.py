@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from captioner.errors import InputError
 from captioner.training import progress
 from captioner.training.learner import Learner
 from captioner.training.progress import Progress
-from jobs import checkpoints, preparation, train
+from jobs import checkpoints, train
 from tests.runs import build_run
 
 OLD, NEW, HALF = "checkpoint_2026-01-01", "checkpoint_2026-01-02", "checkpoint_2026-01-03"
@@ -104,25 +103,3 @@ def test_a_second_stage_begins_from_the_model_where_the_first_has_no_checkpoints
     assert checkpoints.first_stage(longer) is None  # the first stage is not done
     storage.write_text(config.at("checkpoints", "train", OLD, "progress.json"), "")
     assert checkpoints.first_stage(wanted) is None
-
-
-@pytest.mark.parametrize("last", range(2, 7))  # after the first, no more is gone than is said
-def test_a_training_that_is_half_deleted_is_begun_anew(
-    config: JobConfig, monkeypatch: pytest.MonkeyPatch, last: int
-) -> None:
-    """`--redo train` was killed: what is left of the model is no first stage to go on from."""
-    options = config.train.model_copy(update={"self_critical": SelfCritical(epochs=2), "epochs": 3})
-    config = config.model_copy(update={"train": options})
-    assert checkpoints.first_stage(config) is not None
-    remove, calls = storage.remove, []
-
-    def killed(url: str) -> None:
-        calls.append(url)
-        remove(url)
-        if len(calls) == last:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(storage, "remove", killed)
-    with contextlib.suppress(KeyboardInterrupt):
-        preparation.discard(config, "train")
-    assert checkpoints.first_stage(config) is None
