@@ -13,31 +13,25 @@ from captioner import caption_files, parquet_dir, storage
 from captioner.caption_files import SidecarNames
 from captioner.config import JobConfig
 from captioner.reading import PLACE, read_images
-from jobs.outputs import FORMATS, version
+from jobs import outputs
 from jobs.tasks import redacting
 
-_WRITTEN = "_formats.json"  # of which captions each form is: one that was killed is done again
 _ROWS = 10_000
 
 
 def write(config: JobConfig) -> list[str]:
-    """Write what is asked for, or was before, and was not yet written whole of these captions: what
-    stands beside them is never older. Returns lines for people."""
-    url, lines = config.at("captions", _WRITTEN), []
-    captions = version(config, "caption")
+    """Write what is missing: what stands beside the captions is never older. Returns lines for
+    people."""
+    url, lines = config.at("captions", outputs.FORMS_WRITTEN), []
+    written, captions = outputs.forms_written(config), outputs.version(config, "caption")
     assert captions is not None
-    of_these = [*captions]  # as JSON gives it back
-    written = storage.read_json(url) if storage.exists(url) else {}
-    for name in dict.fromkeys([*config.caption.formats, *written]):
-        target = config.at(FORMATS[name])
-        if name not in config.caption.formats and not storage.exists(target):
-            continue  # it was deleted since
-        if written.get(name) != of_these or not storage.exists(target):
-            written[name] = None  # one that is killed on the way is of no captions
-            storage.write_json(url, written)
-            lines.append(f"{name}: {_WRITERS[name](config, target):,} captions, {target}")
-            written[name] = of_these
-            storage.write_json(url, written)
+    for name in outputs.forms_missing(config):
+        target = config.at(outputs.FORMATS[name])
+        written[name] = None  # one that is killed on the way is of no captions
+        storage.write_json(url, written)
+        lines.append(f"{name}: {_WRITERS[name](config, target):,} captions, {target}")
+        written[name] = [*captions]
+        storage.write_json(url, written)
     return lines
 
 

@@ -16,6 +16,7 @@ FORMATS = {
     "sidecar": "sidecar",
     "webdataset": "webdataset",
 }
+FORMS_WRITTEN = "_formats.json"  # of which captions each form is: a killed one is done again
 PROGRESS = "progress.json"  # of the last job
 # Where a directory was captioned with a given model: by which command, and the model.
 COMMAND = "_command.json"
@@ -48,6 +49,26 @@ def version(config: JobConfig, stage: str) -> tuple[str | None, int] | None:
     """Which manifest, up to which serial, this stage has done."""
     summary = storage.read_summary(config.at(OUTPUTS[stage][0]))
     return (summary.get("manifest"), summary["serial"]) if summary else None
+
+
+def forms_written(config: JobConfig) -> dict[str, list[object] | None]:
+    """Of which captions each form is that was ever written; None of one that was begun."""
+    url = config.at("captions", FORMS_WRITTEN)
+    return dict(storage.read_json(url)) if storage.exists(url) else {}
+
+
+def forms_missing(config: JobConfig) -> list[str]:
+    """What is asked for, or was before and is still there, and is not written whole of the captions
+    as they are now."""
+    written, captions = forms_written(config), version(config, "caption")
+    assert captions is not None
+    missing = []
+    for name in dict.fromkeys([*config.caption.formats, *written]):
+        is_there = storage.exists(config.at(FORMATS[name]))
+        is_wanted = is_there or name in config.caption.formats  # or it was deleted since
+        if is_wanted and not (is_there and written.get(name) == [*captions]):  # as JSON gives it
+            missing.append(name)
+    return missing
 
 
 def rows_written(checkpoints: str, after: int = -1) -> int:

@@ -11,7 +11,7 @@ from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
 from captioner.staleness import STAGES
 from jobs import lock, logs, stopping
-from jobs.outputs import OUTPUTS, command_of, is_done, model_of
+from jobs.outputs import OUTPUTS, command_of, forms_missing, is_done, model_of
 from jobs.preparation import complete, discard, listed_as_before, may_change, prepare
 
 
@@ -40,7 +40,10 @@ def run(config: JobConfig, redo: str | None = None, update: bool = False) -> Non
 def _do(config: JobConfig, stage: str, anyway: bool = False) -> None:
     """Run a stage of a whole run, unless it is done."""
     if is_done(config, stage) and not anyway:
-        logs.say(f"{stage}: done before, skipped")
+        if stage == "caption" and forms_missing(config):
+            _run_stage(config, stage)  # the captions stay, and what was made of them
+        else:
+            logs.say(f"{stage}: done before, skipped")
         return
     # What was made of the captions, or of the scores, before is out of date.
     if later := {"caption": ("score", "report"), "score": ("report",)}.get(stage):

@@ -61,6 +61,17 @@ def test_finished_stages_are_skipped_and_may_be_done_again(
     assert json.loads((finished_run / "metrics.json").read_text()) == json.loads(metrics)
 
 
+def test_a_form_that_is_missing_is_written_though_the_captions_are_done(
+    captioner: Cli, finished_run: Path
+) -> None:
+    form = "--set=caption.formats=[csv]"
+    again = captioner("run", finished_run, form).output
+    assert "csv: 120 captions" in again
+    assert again.count("done before, skipped") == 5
+    assert (finished_run / "captions.csv").exists()
+    assert captioner("run", finished_run, form).output.count("done before, skipped") == 6
+
+
 def test_scores_equal_those_of_nltk_on_the_collected_captions(finished_run: Path) -> None:
     rows = parquet_dir.read(str(finished_run / "captions")).to_pylist()
     said = [tokenize(row["caption"]) for row in rows]
