@@ -103,6 +103,7 @@ def train(config: JobConfig) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "cost": cost.add(None, workers, seconds),
     }
+    storage.remove_partial(config.at("model"))  # of workers that were killed
     storage.write_summary(config.at("model"), summary)
     return summary
 

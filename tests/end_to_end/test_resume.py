@@ -103,8 +103,11 @@ def test_training_goes_on_in_the_middle_of_an_epoch_when_its_worker_or_all_of_it
     # And now the whole command.
     begun = len(history.read_text().splitlines()) if history.exists() else 0
     assert begun < 4
+    half_written = extracted_run / "model" / f"_{'0' * 32}.partial"  # as by a worker that is killed
+    half_written.touch()
     by_ctrl_c = signal.getsignal(signal.SIGINT)
     output = captioner("train", *config).output
+    assert not half_written.exists()
     assert signal.getsignal(signal.SIGINT) is by_ctrl_c  # Ray Train sets its own, and leaves it
     went_on = re.search(r"goes on in epoch (\d), after (\d+) images", output)
     assert went_on
