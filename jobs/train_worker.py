@@ -242,6 +242,9 @@ class Worker:
         config, kept = self._task.config, self._learner.kept
         if self.progress.best_epoch(self._options) == self.progress.epoch:
             model.save_weights(config.at("model", model_files.WEIGHTS), kept)
+            if self._stage == "cross_entropy":
+                # Of an attempt that got further than its last checkpoint: not of this history.
+                storage.remove_file(config.at("model", model_files.FIRST_STAGE))
         storage.write_text(config.at("model", model_files.HISTORY), self.progress.history_lines())
 
     def _save(self, metrics: dict[str, Any]) -> None:

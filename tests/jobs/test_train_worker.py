@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import ray
 import torch
 
+from captioner.config import SelfCritical
 from captioner.training.learner import Learner, Totals
 from captioner.training.objective import cross_entropy
 from captioner.training.progress import Progress
@@ -62,6 +64,37 @@ def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
     assert worker.progress.history[0]["images"] == 9
     assert worker.progress.totals == Totals()
     assert tally.images == 9
+
+
+@pytest.mark.parametrize(
+    ("stage", "losses", "stays"),
+    [
+        ("cross_entropy", [2.0, 1.0], False),
+        ("cross_entropy", [1.0, 2.0], True),
+        ("self_critical", [1.0, 2.0], True),
+    ],
+)
+def test_a_second_stage_begins_with_the_best_weights_of_this_history(
+    tmp_path: Path, stage: str, losses: list[float], stays: bool
+) -> None:
+    """Not with those that an attempt has kept whose last checkpoint was lost."""
+    settings = options(self_critical=SelfCritical(epochs=2))
+    worker: Any = object.__new__(Worker)
+    config = SimpleNamespace(at=lambda *parts: str(tmp_path.joinpath(*parts)))
+    worker._task, worker._options = SimpleNamespace(config=config), settings
+    worker._learner, worker._stage = Learner(make_decoder(), settings, 1e-2, 10), stage
+    epochs = [
+        {"epoch": n, "stage": "cross_entropy", "val_loss": loss} for n, loss in enumerate(losses, 1)
+    ]
+    if stage == "self_critical":
+        epochs.append({"epoch": 3, "stage": stage, "val_loss": 1.0, "val_cider": 1.0})
+    worker.progress = Progress(epochs)
+    kept = tmp_path / "model" / "cross_entropy.safetensors"
+    kept.parent.mkdir()
+    kept.write_bytes(b"of another attempt")
+    worker._write_model()
+    assert kept.exists() == stays
+    assert (tmp_path / "model" / "history.jsonl").exists()
 
 
 def test_the_tally_hears_of_every_image_but_not_after_every_step(
