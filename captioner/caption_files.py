@@ -17,8 +17,8 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from captioner import storage
+from captioner.fetching import Bytes, Unreadable
 from captioner.images import extension
-from captioner.reading import Bytes, Unreadable
 
 CSV_COLUMNS = ("image_id", "uri", "caption", "log_probability", "confidence", "bleu_4", "error")
 

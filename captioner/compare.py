@@ -25,9 +25,9 @@ from captioner import (
 )
 from captioner.config import JobConfig
 from captioner.errors import InputError
+from captioner.fetching import Bytes
 from captioner.identity import EncoderIdentity
 from captioner.metrics.bootstrap import interval
-from captioner.reading import Bytes
 
 EXAMPLES = 12  # images of either kind
 _OF_THE_TOWER = ("clip_score", "ref_clip_score")

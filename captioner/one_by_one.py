@@ -18,8 +18,9 @@ from captioner.config import Encoder as EncoderOptions
 from captioner.config import Image, Search
 from captioner.errors import InputError
 from captioner.features import NO_NUMBERS
+from captioner.fetching import Bytes, checked, fetch
 from captioner.images import orientation
-from captioner.reading import Bytes, checked, decoded, read_image
+from captioner.reading import decoded
 from captioner.selection import Caption
 
 Source = str | os.PathLike[str] | bytes | PillowImage.Image
@@ -130,7 +131,7 @@ def _bytes(image: Source, name: str, most: int) -> Bytes:
     if isinstance(image, bytes):
         return checked(image, most)
     if isinstance(image, str | os.PathLike):
-        return read_image(storage.resolve(image), most)
+        return fetch(storage.resolve(image), most)
     raise InputError(
         f"{name}: {type(image).__name__}: give a path, a URL, the bytes of a file, or a picture of "
         "Pillow's"

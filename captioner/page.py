@@ -19,8 +19,9 @@ from PIL import Image
 
 from captioner import manifest, parquet_dir, redaction, storage
 from captioner.config import JobConfig
+from captioner.fetching import Bytes, Unreadable
 from captioner.images import Decoded, Preprocessing
-from captioner.reading import PLACE, Bytes, Unreadable, read_images
+from captioner.reading import PLACE, read_images
 
 SIDE = 320  # of a thumbnail, in pixels
 THUMBNAIL = Preprocessing(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, resize_mode="longest")

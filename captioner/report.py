@@ -31,9 +31,9 @@ from captioner import (
 )
 from captioner.config import JobConfig, Source
 from captioner.errors import InputError
+from captioner.fetching import Bytes
 from captioner.identity import EncoderIdentity
 from captioner.metrics import ORDERS
-from captioner.reading import Bytes
 from captioner.staleness import flatten
 from captioner.training.progress import Progress, measure
 

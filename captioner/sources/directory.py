@@ -14,6 +14,7 @@ import pyarrow as pa
 from captioner import storage
 from captioner.config import Source
 from captioner.errors import InputError
+from captioner.fetching import Bytes, Unreadable, fetch
 from captioner.references import with_words
 from captioner.sources.listing import Part, Rows, Version, in_directory, is_utf8
 
@@ -22,6 +23,8 @@ _MANY = 20_000  # entries without a directory among them: there will be none
 _GONE = "gone while it was listed"
 _KEYS_PER_PAGE = 1_000  # S3 gives no more
 _NOTHING = Version(None, None, None)
+_TEXT_BYTES = 1 << 20  # of the captions of one image
+_NO_TEXT = "captions beside an image: not a text file that can be read, of at most 1 MiB"
 _THREADS = 32  # a listing waits for its server, not for a CPU
 
 
@@ -79,24 +82,35 @@ def list_files(part: Part, source: Source) -> Iterator[pa.Table]:
     if not source.sidecar_captions:
         yield from _list_files(part, source)
         return
+    lost = Rows(source)
     with ThreadPoolExecutor(_THREADS) as pool:
         for rows in _list_files(part, source):
-            captions = list(pool.map(_beside, rows["uri"].to_pylist()))
+            texts = list(pool.map(_beside, rows["uri"].to_pylist()))
+            for _ in filter(_is_lost, texts):
+                lost.skip(_NO_TEXT)
+            captions = [_captions(text) for text in texts]
             place = rows.schema.get_field_index("captions")
             field = rows.schema.field(place)
             yield rows.set_column(place, field, pa.array(captions, field.type))
+    yield from lost.rest()
 
 
-def _beside(uri: str | None) -> list[str] | None:
-    """The captions in the text file beside an image; None: of a row that is no image."""
+def _beside(uri: str | None) -> Bytes | None:
+    """The text file beside an image; None: of a row that is no image."""
     if uri is None:
         return None
     folder, slash, name = uri.rpartition("/")
-    try:
-        text = storage.read_bytes(f"{folder}{slash}{PurePosixPath(name).stem}.txt")
+    return fetch(f"{folder}{slash}{PurePosixPath(name).stem}.txt", _TEXT_BYTES)
+
+
+def _is_lost(text: Bytes | None) -> bool:
+    return isinstance(text, Unreadable) and not text.missing
+
+
+def _captions(text: Bytes | None) -> list[str] | None:
+    if isinstance(text, bytes):
         return with_words(text.decode("utf-8-sig", "replace").splitlines())
-    except FileNotFoundError:
-        return []
+    return None if text is None else []
 
 
 def _list_files(part: Part, source: Source) -> Iterator[pa.Table]:

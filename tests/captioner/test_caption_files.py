@@ -12,7 +12,7 @@ from PIL import Image
 
 from captioner import caption_files, storage
 from captioner.caption_files import SidecarNames
-from captioner.reading import Unreadable
+from captioner.fetching import Unreadable
 from tests.s3 import BUCKET, Door
 
 ROWS = pa.table(

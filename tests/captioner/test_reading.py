@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captioner import manifest, reading, storage
+from captioner import fetching, manifest, storage
 from captioner.errors import InputError, StorageUnavailable
-from captioner.reading import DELETED, Bytes, Unreadable, read_images
+from captioner.fetching import Bytes, Unreadable
+from captioner.reading import DELETED, read_images
 from tests.listings import listed, tar, write_parquet
 
 MAX = 1000
@@ -98,7 +99,7 @@ def test_a_machine_in_trouble_is_no_reason_of_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files that cannot be opened because too many are open: they are waited for."""
-    monkeypatch.setattr(reading, "_STORAGE_PATIENCE_S", 3.0)
+    monkeypatch.setattr(fetching, "_STORAGE_PATIENCE_S", 3.0)
     image = file(tmp_path / "a.jpg", b"picture")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = []
@@ -363,7 +364,7 @@ class Flaky(fsspec.AbstractFileSystem):
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
-    monkeypatch.setattr(reading, "_STORAGE_PATIENCE_S", 2.0)
+    monkeypatch.setattr(fetching, "_STORAGE_PATIENCE_S", 2.0)
     Flaky.files, Flaky.failures, Flaky.asked = {"a": b"answer"}, 0, Counter()
     return Flaky
 
@@ -394,7 +395,7 @@ def test_parquet_rows_wait_for_their_storage_too(flaky: type[Flaky]) -> None:
 def test_a_storage_that_never_answers_stops_the_job(
     flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch, image: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(reading, "_STORAGE_PATIENCE_S", 1.0)
+    monkeypatch.setattr(fetching, "_STORAGE_PATIENCE_S", 1.0)
     flaky.failures = 1000
     with pytest.raises(StorageUnavailable, match=r"flaky://a: no answer for 1 s.*storage is away"):
         read({"uri": "flaky://a", **image})
@@ -474,7 +475,7 @@ class Site(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(reading, "_WEB_PATIENCE_S", 1.0)
+    monkeypatch.setattr(fetching, "_WEB_PATIENCE_S", 1.0)
     Site.asked = Counter()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

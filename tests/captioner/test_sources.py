@@ -416,6 +416,22 @@ def test_captions_of_a_directory_may_lie_beside_its_images(tmp_path: Path) -> No
     assert {row["image_id"]: row["captions"] for row in plain} == dict.fromkeys(expected)
 
 
+def test_what_lies_beside_an_image_and_is_no_text_file_is_counted(tmp_path: Path) -> None:
+    odd = ["pipe", "folder", "loop", "endless", "long", "gone", "n" * 251]
+    fill(tmp_path, *(f"{name}.jpg" for name in ["dog", *odd]))
+    (tmp_path / "dog.txt").write_text("A dog.")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "endless.txt").symlink_to("/dev/zero")
+    (tmp_path / "long.txt").write_text("A dog. " * 200_000)
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    found, skipped = listed(tmp_path, sidecar_captions=True, include=["*.jpg"])
+    nothing = {f"{name}.jpg": [] for name in odd}
+    assert {row["image_id"]: row["captions"] for row in found} == {"dog.jpg": ["A dog."], **nothing}
+    assert [times for reason, times in skipped.items() if "captions beside" in reason] == [5]
+
+
 def test_captions_beside_images_are_those_of_directories(tmp_path: Path) -> None:
     fill(tmp_path, "list.txt")
     for options in ({"images": tmp_path / "list.txt"}, {"images": tmp_path, "captions": "c.txt"}):
