@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from captioner.images import extension
 
 CSV_COLUMNS = ("image_id", "uri", "caption", "log_probability", "confidence", "bleu_4", "error")
 
+# No file system takes the first, and XML none of the others, in which S3 is told what to delete.
+_CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _NAME_BYTES = 255  # file systems allow a name no more,
 _PATH_BYTES = 3000  # and a path 4,096, with what stands before it
 
@@ -46,7 +49,8 @@ def csv_lines(rows: pa.Table) -> str:
 
 def path_of(image_id: str) -> PurePosixPath:
     """A path inside any directory for this image: nothing in it leads out."""
-    parts = image_id.replace("://", "/").replace("\\", "/").replace("\0", "_").split("/")
+    plain = _CONTROL.sub("_", image_id.replace("://", "/").replace("\\", "/"))
+    parts = plain.split("/")
     kept = [_fitting(part) for part in parts if part not in ("", ".", "..")]
     path = PurePosixPath(*(kept or ["_"]))
     if len(str(path).encode()) > _PATH_BYTES:
@@ -147,18 +151,22 @@ def _is_in(hashes: NDArray[np.uint64], name: str) -> bool:
     return place < len(hashes) and bool(hashes[place] == wanted)
 
 
-def write_sidecars(rows: pa.Table, out: str, names: SidecarNames) -> int:
-    """Write every caption into a text file of its own, and return how many there are. Images
-    without a caption have none, and lose one that was there."""
-    written = 0
-    for image_id, caption in zip(rows["image_id"].to_pylist(), rows["caption"].to_pylist()):
-        if caption is not None:
-            storage.write_text(storage.join(out, names.name(image_id)), caption + "\n")
-            written += 1
-            continue
+def remove_sidecars(rows: pa.Table, out: str, names: SidecarNames) -> None:
+    """Delete the text files that images without a caption may have from before."""
+    for image_id in rows.filter(rows["caption"].is_null())["image_id"].to_pylist():
         for name in names.left_by(image_id):
-            storage.remove_file(storage.join(out, name))
-    return written
+            storage.remove_file(storage.join(out, name), top=out)
+
+
+def write_sidecars(rows: pa.Table, out: str, names: SidecarNames) -> int:
+    """Write every caption into a text file of its own, and return how many there are. What stands
+    in their way must be gone by then: a file may have the name of a directory now."""
+    captioned = rows.filter(rows["caption"].is_valid())
+    for image_id, caption in zip(
+        *(captioned[name].to_pylist() for name in ("image_id", "caption"))
+    ):
+        storage.write_text(storage.join(out, names.name(image_id)), caption + "\n")
+    return len(captioned)
 
 
 def write_tar(url: str, rows: pa.Table, images: Iterable[Bytes], number: int) -> int:

@@ -217,11 +217,19 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
-def remove_file(url: str) -> None:
-    """Delete a file; a missing one is fine, and a directory stays."""
+def remove_file(url: str, top: str | None = None) -> None:
+    """Delete a file; a missing one is fine, and a directory stays. With ``top`` also the
+    directories between that one and the file that are empty now, on a local disk: elsewhere
+    ``rmdir`` may delete what is in one."""
     fs, path = filesystem(url)
     if fs.isfile(path):
         fs.rm_file(path)
+    if top is None or not is_local(fs):
+        return
+    _, end = filesystem(top)
+    with contextlib.suppress(OSError):  # there is something in it, or it is not there
+        while (path := path.rpartition("/")[0]) and path != end:
+            os.rmdir(path)
 
 
 def make_directory(fs: fsspec.AbstractFileSystem, path: str) -> None:
@@ -283,6 +291,19 @@ def remove_partial(url: str) -> None:
     for path in files(url, "_"):
         if _PARTIAL.fullmatch(path.rpartition("/")[2]):
             remove_file(join(url, path.rpartition("/")[2]))
+
+
+def remove_partial_below(url: str) -> None:
+    """``remove_partial`` of a whole tree, and the directories in it that are empty."""
+    fs, path = filesystem(url)
+    if not is_local(fs):  # nothing else is written in parts that can be seen
+        return
+    for folder, folders, names in os.walk(path, topdown=False):
+        for name in filter(_PARTIAL.fullmatch, names):
+            os.remove(os.path.join(folder, name))
+        for name in folders:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.join(folder, name))
 
 
 @contextlib.contextmanager

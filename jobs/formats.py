@@ -71,6 +71,9 @@ def _sidecars(config: JobConfig, target: str) -> int:
     if not same:
         storage.remove(target)
     shared, files = ray.put(names), parquet_dir.files(config.at("captions"))
+    if same:
+        storage.remove_partial_below(target)
+        ray.get([_sidecars_left.remote(file, target, shared, after) for file in files])
     written = sum(ray.get([_sidecars_of.remote(file, target, shared, after) for file in files]))
     storage.write_summary(target, {**of_these, "serial": captions.get("serial")})
     return int(written)
@@ -78,11 +81,20 @@ def _sidecars(config: JobConfig, target: str) -> int:
 
 @ray.remote
 @redacting
+def _sidecars_left(file: str, target: str, names: SidecarNames, after: int) -> None:
+    caption_files.remove_sidecars(_new(file, after), target, names)
+
+
+@ray.remote
+@redacting
 def _sidecars_of(file: str, target: str, names: SidecarNames, after: int) -> int:
+    return caption_files.write_sidecars(_new(file, after), target, names)
+
+
+def _new(file: str, after: int) -> pa.Table:
     with storage.parquet(file) as parquet:
         rows = parquet.read(["image_id", "serial", "caption"])
-    new = rows.filter(pc.greater(rows["serial"], after))
-    return caption_files.write_sidecars(new, target, names)
+    return rows.filter(pc.greater(rows["serial"], after))
 
 
 def _webdataset(config: JobConfig, target: str) -> int:

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 import webdataset
@@ -101,15 +102,49 @@ def test_names_as_long_as_a_disk_allows_and_longer_ones_have_sidecars(tmp_path: 
 
 def test_an_image_that_has_no_caption_any_more_loses_its_sidecar(tmp_path: Path) -> None:
     (tmp_path / "broken.txt").write_text("what it was\n")
-    caption_files.write_sidecars(ROWS, str(tmp_path), names_of(ROWS))
+    caption_files.remove_sidecars(ROWS, str(tmp_path), names_of(ROWS))
     assert not (tmp_path / "broken.txt").exists()
+    assert tmp_path.exists()  # emptied, but the directory of them all
+
+
+def test_a_text_file_may_take_the_place_of_a_directory_that_is_empty_now(tmp_path: Path) -> None:
+    ids = ["cat.txt/2024/1.jpg", "cat.txt/2024/2.jpg", "dog.jpg"]
+    caption_files.write_sidecars(
+        pa.table({"image_id": ids, "caption": ids}), str(tmp_path), SidecarNames.of([ids])
+    )
+    now = pa.table({"image_id": [*ids, "cat.jpg"], "caption": [None, None, "a dog", "a cat"]})
+    caption_files.remove_sidecars(now, str(tmp_path), names_of(now))
+    caption_files.write_sidecars(now, str(tmp_path), names_of(now))
+    assert texts_in(tmp_path) == {"cat.txt": "a cat\n", "dog.txt": "a dog\n"}
+
+
+def test_what_a_killed_process_was_writing_goes_from_the_whole_tree(tmp_path: Path) -> None:
+    half = tmp_path / "a" / "b" / f"_{'0' * 32}.partial"
+    half.parent.mkdir(parents=True)
+    half.write_text("a do")
+    kept = tmp_path / "a" / "cat.txt"
+    kept.write_text("a cat\n")
+    storage.remove_partial_below(str(tmp_path))
+    assert [*tmp_path.rglob("*")] == [tmp_path / "a", kept]
+
+
+def test_sidecars_of_odd_names_are_deleted_from_a_bucket(s3: Door) -> None:
+    """S3 is told in XML what to delete, which cannot have all that a key may."""
+    out = f"s3://{BUCKET}/odd-sidecars"
+    names = ["\x1b[31m/\x01.jpg", "\x0b.jpg", "\ufffe.jpg", "&<>\t'\".jpg", "\x0c.jpg"]
+    rows = pa.table({"image_id": names, "caption": names})
+    assert caption_files.write_sidecars(rows, out, names_of(rows)) == len(names)
+    assert len(fsspec.filesystem("s3").find(out)) == len(names)
+    storage.remove(out)
+    assert not storage.exists(out)
 
 
 def test_an_image_that_takes_the_place_of_another_takes_its_sidecar(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("of a.jpg\n")
     rows = pa.table({"image_id": ["a.png", "a.jpg"], "caption": ["a dog", None]})
-    for some in (rows, rows.slice(1), rows.slice(0, 1)):  # of several shards, in any order
-        caption_files.write_sidecars(some, str(tmp_path), names_of(rows))
+    for do in (caption_files.remove_sidecars, caption_files.write_sidecars):
+        for some in (rows.slice(1), rows.slice(0, 1)):  # of several shards
+            do(some, str(tmp_path), names_of(rows))
     assert texts_in(tmp_path) == {"a.txt": "a dog\n"}
 
 
@@ -138,8 +173,8 @@ def test_an_image_without_a_caption_takes_nobodys_sidecar(
     tmp_path: Path, captioned: list[str], failed: str
 ) -> None:
     rows = pa.table({"image_id": [*captioned, failed], "caption": [*captioned, None]})
-    written = caption_files.write_sidecars(rows, str(tmp_path), SidecarNames.of([captioned]))
-    assert written == len(captioned)
+    for do in (caption_files.write_sidecars, caption_files.remove_sidecars):
+        do(rows, str(tmp_path), SidecarNames.of([captioned]))
     assert sorted(texts_in(tmp_path).values()) == [f"{name}\n" for name in sorted(captioned)]
 
 

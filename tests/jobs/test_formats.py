@@ -89,3 +89,27 @@ def test_sidecars_are_written_anew_where_a_new_image_would_have_the_same(
     formats.write(config)
     names = sorted(path.name for path in Path(config.at("sidecar")).glob("*.txt"))
     assert names == ["0.txt", "1.jpg.txt", "1.png.txt", "2.txt"]
+
+
+def test_a_text_file_takes_the_place_of_a_directory_whose_images_are_gone(
+    config: JobConfig, cluster: str
+) -> None:
+    caption(config, "a dog", serial=3, more=("9.txt/8.jpg",))
+    formats.write(config)
+    folder = Path(config.at("sidecar", "9.txt"))
+    assert [path.name for path in folder.iterdir()] == ["8.txt"]
+    half = Path(config.at("sidecar", f"_{'0' * 32}.partial"))
+    half.write_text("a d")  # as a task that was killed leaves it
+    table = pa.Table.from_pylist(
+        [
+            {"image_id": "9.jpg", "serial": 4, "uri": "/9.jpg", "caption": "a cat"},
+            {"image_id": "9.txt/8.jpg", "serial": 5, "uri": "/8.jpg", "caption": None},
+        ],
+        schema=SCHEMA,
+    )
+    caption(config, "a dog", serial=2)
+    storage.write_table(config.at("captions", "two.parquet"), table)
+    storage.write_summary(config.at("captions"), {"manifest": "m", "serial": 5})
+    formats.write(config)
+    assert folder.with_name("9.txt").read_text() == "a cat\n"
+    assert not half.exists()
