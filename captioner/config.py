@@ -73,7 +73,8 @@ class Source(Section):
     against, but for what shards and lists bring with them."""
     captions_format: Literal["auto", "csv", "karpathy", "coco"] = "auto"
     include: list[str] = ["*"]
-    """Globs over file names; over paths relative to ``images`` where they contain a slash."""
+    """Globs over file names; over paths relative to ``images`` where they contain a slash. Case
+    counts for those that begin with it, as in ``/2024/*``."""
     exclude: list[str] = NOT_IMAGES
     sidecar_captions: bool = False
     """Of a directory: an image's captions are the lines of the text file beside it, ``cat.txt`` for

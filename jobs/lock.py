@@ -111,9 +111,7 @@ def _create(url: str, mine: dict[str, Any]) -> bool:
     try:
         storage.make_directory(fs, folder)
     except OSError as error:
-        if error.errno in _NO_PLACE:
-            raise InputError(f"{folder}: no directory, and none can be made: {error}") from None
-        raise
+        raise _no_place(f"{folder}: no directory, and none can be made", error) from None
     data = json.dumps({**mine, "beat": 0}).encode()
     if storage.is_local(fs):
         try:
@@ -121,6 +119,8 @@ def _create(url: str, mine: dict[str, Any]) -> bool:
                 file.write(data)
         except FileExistsError:
             return False
+        except OSError as error:
+            raise _no_place(f"{folder}: nothing can be written here", error) from None
         return True
     try:
         fs.pipe_file(path, data, mode="create")
@@ -132,6 +132,10 @@ def _create(url: str, mine: dict[str, Any]) -> bool:
         fs.pipe_file(path, data)
         time.sleep(_SETTLE_S)
     return _is_mine(_read(url), mine)
+
+
+def _no_place(what: str, error: OSError) -> Exception:
+    return InputError(f"{what}: {error}") if error.errno in _NO_PLACE else error
 
 
 def _beat(

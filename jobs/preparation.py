@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from captioner import configuration, manifest, staleness, storage, tower_copy
+from captioner import configuration, manifest, sources, staleness, storage, tower_copy
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.staleness import STAGES
@@ -100,8 +100,9 @@ def _require_free(config: JobConfig, fused: bool) -> None:
     """
     Raises:
         InputError: something is where a stage would write, and perhaps delete first, and no stage
-            has made it.
+            has made it; or the images are.
     """
+    sources.without(config.source, config.run)
     written = [
         name
         for stage in STAGES

@@ -106,16 +106,24 @@ def _start_here(pretended: Pretended | None) -> None:
     # Ray's checkpoint filters are actors of their own; with as many logical CPUs as cores they
     # would wait for ever for a CPU that the encoder holds.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address="local",  # not what else runs on this machine
-        num_cpus=pretended.cpus if pretended else cores() + SPARE_CPUS,
-        num_gpus=pretended.gpus if pretended else None,
-        _memory=pretended.memory if pretended else None,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **logs.ray_options(),
-    )
+    try:
+        ray.init(
+            address="local",  # not what else runs on this machine
+            num_cpus=pretended.cpus if pretended else cores() + SPARE_CPUS,
+            num_gpus=pretended.gpus if pretended else None,
+            _memory=pretended.memory if pretended else None,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **logs.ray_options(),
+        )
+    except Exception as error:  # Ray gives this one no class of its own
+        if "timed out during startup" not in str(error):
+            raise
+        raise ClusterUnavailable(
+            "Ray did not start on this machine within half a minute: it may be busy, or short of "
+            "memory. The same command later goes on"
+        ) from None
 
 
 def object_store_bytes() -> int:

@@ -65,7 +65,7 @@ def without(source: Source, run: str) -> Source:
     nothing to caption.
 
     Raises:
-        InputError: it is the directory of the shards itself.
+        InputError: it is the source's directory itself.
     """
     fs, root = storage.filesystem(source.images)
     other, path = storage.filesystem(run)
@@ -75,14 +75,14 @@ def without(source: Source, run: str) -> Source:
         root = _before_magic(root)
     if storage.is_local(fs):
         root, path = os.path.realpath(root), os.path.realpath(path)
-    if path == root and _kind(source) != "directory":
+    if path == root:
         raise InputError(
-            f"{run}: the directory of the shards. Set run=, or --out, to one of its own"
+            f"{run}: the directory of the images. Set run=, or --out, to one of its own"
         )
     if not path.startswith(f"{root.rstrip('/')}/"):
         return source
     inside = escape(path[len(root) :].strip("/"))
-    return source.model_copy(update={"exclude": [*source.exclude, f"{inside}/*"]})
+    return source.model_copy(update={"exclude": [*source.exclude, f"/{inside}/*"]})
 
 
 def _keeps_nothing(source: Source) -> None:

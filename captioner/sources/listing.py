@@ -143,6 +143,9 @@ def is_utf8(name: str) -> bool:
 
 
 def matches(image_id: str, glob: str) -> bool:
-    """Case ignored. A glob without a slash is for the file name, one with it for the path."""
+    """Case ignored. A glob without a slash is for the file name, one with it for the path; one that
+    begins with it heeds case."""
+    if glob.startswith("/"):
+        return fnmatch.fnmatchcase(image_id, glob[1:])
     path = image_id.lower()
     return fnmatch.fnmatchcase(path if "/" in glob else path.rpartition("/")[2], glob.lower())

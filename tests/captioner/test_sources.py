@@ -169,16 +169,19 @@ def test_what_a_run_has_written_into_its_source_is_left_out(
 ) -> None:
     for root in (str(tmp_path), memory_root):
         fill(root, "photos/a.jpg", "photos/r[1]/model/tower", "photos/r1/b.jpg", "photos/r[1]b/c")
+        fill(root, "photos/R[1]/d.jpg")
         source = sources.without(Source(images=f"{root}/photos"), f"{root}/photos/r[1]")
         tables = [t for part in sources.parts(source) for t in sources.list_part(part, source)]
         found = [i for table in tables for i in table["image_id"].to_pylist() if i]
-        assert sorted(found) == ["a.jpg", "r1/b.jpg", "r[1]b/c"]
-        for elsewhere in (root, f"{root}/photos", f"{root}/photos2", "s3://photos/run"):
-            same = Source(images=f"{root}/photos")
+        assert sorted(found) == ["R[1]/d.jpg", "a.jpg", "r1/b.jpg", "r[1]b/c"]
+        same = Source(images=f"{root}/photos")
+        for elsewhere in (root, f"{root}/photos2", "s3://photos/run"):
             assert sources.without(same, elsewhere) is same
+        with pytest.raises(InputError, match="the directory of the images"):
+            sources.without(same, f"{root}/photos")
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     linked = sources.without(Source(images=str(tmp_path / "photos")), f"{tmp_path}/link/run")
-    assert linked.exclude[-1] == "run/*"
+    assert linked.exclude[-1] == "/run/*"
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/*.tar", "{}/**/*.tar"])
@@ -188,7 +191,7 @@ def test_shards_that_a_run_has_written_are_no_source(tmp_path: Path, form: str) 
     own = sources.without(source, f"{tmp_path}/out")
     expected = {"0.tar"} if form == "{}/*.tar" else {"0.tar", "1.tar"}
     assert {part.url.rpartition("/")[2] for part in sources.parts(own)} == expected
-    with pytest.raises(InputError, match="the directory of the shards"):
+    with pytest.raises(InputError, match="the directory of the images"):
         sources.without(source, str(tmp_path))
 
 

@@ -56,6 +56,24 @@ def test_a_command_whose_head_is_gone_says_so_and_the_next_one_goes_on(
     assert_each_once(features, MANY)
 
 
+@pytest.mark.slow
+def test_a_command_whose_ray_does_not_start_says_so(slow_config: list[str]) -> None:
+    with Command("index", *slow_config, "--set=cluster.address=null") as command:
+        process = psutil.Process(command.process.pid)
+
+        def raylets() -> list[psutil.Process]:
+            return [child for child in process.children(recursive=True) if child.name() == "raylet"]
+
+        wait_until(lambda: bool(raylets()), command)
+        (raylet,) = raylets()
+        raylet.suspend()  # as it is on a machine that has no time for it
+        try:
+            assert command.process.wait(90) == 75
+        finally:
+            raylet.kill()
+        assert "Error: Ray did not start on this machine within half a minute" in command.output
+
+
 @pytest.fixture
 def mostly_bad(tmp_path: Path) -> Path:
     """A hundred and fifty images, which give a job the time to write some rows, and as many

@@ -280,3 +280,11 @@ def test_parquet_readers_do_not_see_the_lock(local_run: str) -> None:
     storage.write_table(f"{local_run}/part.parquet", pa.table({"x": [1]}))
     with lock.hold(local_run):
         assert pq.read_table(local_run)["x"].to_pylist() == [1]
+
+
+def test_a_directory_that_takes_no_file_is_told(local_run: str) -> None:
+    room = 4090 - len(local_run.encode())  # of the longest path, 4,095 bytes; the lock's is longer
+    names = [f"/{'n' * 254}"] * (room // 255)
+    run = local_run + "".join(names) + f"/{'n' * (room % 255 - 1)}"
+    with pytest.raises(InputError, match="nothing can be written here"), lock.hold(run):
+        pass
