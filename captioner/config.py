@@ -71,7 +71,7 @@ class Source(Section):
     captions: Url | None = None
     """A captions file, or a glob of several; none: there is nothing to train on or to score
     against, but for what shards and lists bring with them."""
-    captions_format: Literal["auto", "csv", "karpathy", "coco"] = "auto"
+    captions_format: Literal["auto", "csv", "token", "karpathy", "coco"] = "auto"
     include: list[str] = ["*"]
     """Globs over file names; over paths relative to ``images`` where they contain a slash. Case
     counts for those that begin with it, as in ``/2024/*``."""

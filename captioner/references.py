@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from glob import has_magic
-from typing import Any, Literal
+from typing import Literal
 
-from captioner import chance, storage
+from captioner import chance, reference_formats, storage
 from captioner.config import Split
 from captioner.errors import InputError
+from captioner.reference_formats import CaptionFile
 
-Format = Literal["auto", "csv", "karpathy", "coco"]
-# Karpathy's "restval" is the rest of COCO's validation images, which everyone trains on.
-_KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+Format = Literal["auto", "csv", "token", "karpathy", "coco"]
 _COCO_2017 = re.compile(r"(?=\d{12}\.)0*(\d+)\.")
 _COCO_2014 = re.compile(r"COCO_(?:train|val|test)20\d\d_\d{12}\.")
-_HALF = re.compile(r"(?<![a-z])(train|val|test)20\d\d")
-
-
-@dataclass
-class CaptionFile:
-    """All captions of a file, grouped by the image's name as the file gives it."""
-
-    captions: dict[str, list[str]]
-    splits: dict[str, str] = field(default_factory=dict)
-    numbers: dict[str, str] = field(default_factory=dict)  # COCO's number of an image -> its name
+_TOKEN = re.compile(r"[^\n\t]*#\d+\t")
 
 
 def read(url: str, format: Format = "auto") -> CaptionFile:
-    """Read a caption file: the CSV of Flickr8k, Karpathy's JSON, or COCO's annotation JSON. A glob
-    stands for several files, whose captions are put together.
+    """Read a caption file: CSV, the ``.token`` of Flickr8k and Flickr30k, Karpathy's JSON, or
+    COCO's annotation JSON. A glob stands for several files, whose captions are put together.
 
     Raises:
         InputError: no such file, not of that format, or a row that cannot be read.
@@ -52,17 +38,6 @@ def read(url: str, format: Format = "auto") -> CaptionFile:
     if set(first.splits.values()) == {"train"}:  # alone, it leaves none to validate by
         first.splits = {}
     return first
-
-
-def with_words(captions: Iterable[str]) -> list[str]:
-    """Those that have any: nothing is learned from others, and as references they would spoil the
-    scores of what is right."""
-    return [utf8(text.strip()) for text in captions if any(map(str.isalnum, text))]
-
-
-def utf8(text: str) -> str:
-    """JSON may have half of a surrogate pair, which Arrow takes for an error."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _glob(url: str) -> list[str]:
@@ -84,80 +59,16 @@ def _read(url: str, format: Format) -> CaptionFile:
             f"{url}: a list, as captions that somebody has made are; references are COCO's "
             "annotations, Karpathy's JSON, or a CSV"
         )
-    if format == "csv" or (format == "auto" and not text.lstrip().startswith("{")):
-        return _read_csv(url, text)
-    try:
-        document = json.loads(text)
-    except storage.NOT_JSON as error:
-        raise InputError(f"{url}: not JSON: {error}") from None
-    if format == "auto":
-        format = "coco" if "annotations" in document else "karpathy"
-    try:
-        return _read_coco(document) if format == "coco" else _read_karpathy(document)
-    except (KeyError, TypeError, AttributeError) as error:
-        keys = {"coco": "images[], annotations[]", "karpathy": "images[].filename, .sentences[]"}
-        raise InputError(
-            f"{url}: not {format} captions: {error!r} is missing (expected {keys[format]})"
-        ) from None
+    reader = _reader_of(text) if format == "auto" else reference_formats.READERS[format]
+    return reader(url, text)
 
 
-def _read_csv(url: str, text: str) -> CaptionFile:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    captions: dict[str, list[str]] = defaultdict(list)
-    try:
-        header = [cell.strip() for cell in next(rows, [])]
-        if header != ["image", "caption"]:
-            found = ",".join(header)[:80]
-            raise InputError(f"{url}, line 1: expected the header `image,caption`, found `{found}`")
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != 2:
-                raise InputError(
-                    f"{url}, line {rows.line_num}: expected 2 cells, found {len(row)}; "
-                    "a caption with a comma needs quotes, with no space before them: "
-                    'name.jpg,"A dog, running."'
-                )
-            captions[row[0].strip()].extend(with_words([row[1]]))
-    except csv.Error as error:
-        raise InputError(f"{url}, line {rows.line_num}: {error}") from None
-    return CaptionFile(dict(captions))
-
-
-def _read_karpathy(document: Any) -> CaptionFile:
-    """Karpathy & Fei-Fei's data sets (CVPR 2015): captions and splits in one file."""
-    file = CaptionFile({})
-    for image in document["images"]:
-        folder = image.get("filepath")
-        name = _name(image["filename"])
-        name = f"{folder}/{name}" if folder else name
-        said = with_words(sentence["raw"] for sentence in image["sentences"])
-        file.captions.setdefault(name, []).extend(said)
-        if "cocoid" in image:
-            file.numbers[str(image["cocoid"])] = name
-        if image.get("split") in _KARPATHY_SPLITS:
-            file.splits[name] = _KARPATHY_SPLITS[image["split"]]
-    return file
-
-
-def _read_coco(document: Any) -> CaptionFile:
-    """COCO's own JSON. Its images' addresses name the half of COCO that they are of, ``train2017``
-    or ``val2014``."""
-    names = {image["id"]: _name(image["file_name"]) for image in document["images"]}
-    numbers = {str(number): name for number, name in names.items()}
-    file = CaptionFile({name: [] for name in names.values()}, numbers=numbers)
-    for annotation in document["annotations"]:
-        file.captions[names[annotation["image_id"]]] += with_words([annotation["caption"]])
-    for image in document["images"]:
-        if half := _HALF.search(f"{image.get('coco_url', '')} {image['file_name']}"):
-            file.splits[names[image["id"]]] = half[1]
-    return file
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a file name, in the place of {value!r:.80}")
-    return utf8(value)
+def _reader_of(text: str) -> reference_formats.Reader:
+    start = text.lstrip()
+    if start.startswith("{"):
+        return reference_formats.read_json
+    is_token = _TOKEN.match(start) is not None
+    return reference_formats.read_token if is_token else reference_formats.read_csv
 
 
 class Names:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from captioner import storage
 from captioner.errors import InputError
-from captioner.references import utf8
+from captioner.reference_formats import utf8
 
 # The first of these names that is there, in this order.
 _IMAGE = ("image_id", "image", "file_name", "filename", "path", "uri")

@@ -15,7 +15,8 @@ from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.images import Preprocessing
-from captioner.references import CaptionFile, Names
+from captioner.reference_formats import CaptionFile
+from captioner.references import Names
 from captioner.references import read as read_references
 from captioner.selection import Caption
 from jobs import pipeline, score, score_actors

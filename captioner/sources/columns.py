@@ -10,7 +10,7 @@ import pyarrow as pa
 from captioner import groups, redaction, storage
 from captioner.config import Source
 from captioner.errors import InputError
-from captioner.references import utf8, with_words
+from captioner.reference_formats import utf8, with_words
 
 # img2dataset writes `jpg` or `webp` with `key` and `caption`; Hugging Face a struct with `bytes`.
 IMAGES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")

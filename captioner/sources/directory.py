@@ -15,7 +15,7 @@ from captioner import storage
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.fetching import Bytes, Unreadable, fetch
-from captioner.references import with_words
+from captioner.reference_formats import with_words
 from captioner.sources.listing import Part, Rows, Version, in_directory, is_utf8
 
 ENOUGH = 64  # directories to list at the same time

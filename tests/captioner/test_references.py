@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from captioner import references
 from captioner.config import Split
 from captioner.errors import InputError
-from captioner.references import CaptionFile, Names, Splitter
+from captioner.reference_formats import CaptionFile
+from captioner.references import Names, Splitter
 
 KARPATHY = {
     "dataset": "coco",
@@ -135,6 +137,16 @@ def test_captions_that_were_made_are_no_references(tmp_path: Path) -> None:
         references.read(str(tmp_path / "results.json"))
 
 
+@pytest.mark.parametrize("format", ["auto", "token"])
+def test_the_authors_own_form_of_flickr(tmp_path: Path, format: references.Format) -> None:
+    lines = "a.jpg#0\tA dog .\nb#1.jpg#0\tA cat,\ton a mat .\r\n\na.jpg#1\tTwo dogs .\n"
+    file = references.read(write(tmp_path, lines, "Flickr8k.token.txt"), format)
+    assert file.captions == {"a.jpg": ["A dog .", "Two dogs ."], "b#1.jpg": ["A cat,\ton a mat ."]}
+    url = write(tmp_path, f"{lines}c.jpg A hen .\n", "Flickr8k.token.txt")
+    with pytest.raises(InputError, match=r"token\.txt, line 5: expected `name\.jpg#0`, a tab"):
+        references.read(url, format)
+
+
 @pytest.mark.parametrize("format", ["auto", "karpathy"])
 def test_karpathy_json_gives_captions_and_splits(tmp_path: Path, format: references.Format) -> None:
     file = references.read(write(tmp_path, KARPATHY), format)
@@ -237,27 +249,38 @@ def test_captions_of_an_image_that_is_named_twice_are_put_together(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "document",
+    ("document", "place"),
     [
-        {"pictures": []},
-        {"images": [{"filename": "a.jpg"}]},
-        {"images": [{"sentences": []}]},
-        {"images": ["a.jpg"]},
-        {"images": [{"filename": "a.jpg", "sentences": [{"raw": None}]}]},
-        {"images": [{"id": 1}], "annotations": []},
-        {"images": [], "annotations": [{"image_id": 5, "caption": "of no image"}]},
-        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]},
-        {"images": [{"filename": 5, "sentences": []}]},
-        {"images": [{"filename": None, "sentences": []}]},
-        {"images": [{"id": 1, "file_name": 5}], "annotations": []},
+        ({"pictures": []}, "images: Field required"),
+        ({"images": [{"filename": "a.jpg"}]}, "images[0].sentences: Field required"),
+        ({"images": [{"sentences": []}]}, "images[0].filename: Field required"),
+        ({"images": ["a.jpg"]}, "images[0]: Input should be"),
+        (
+            {"images": [{"filename": "a.jpg", "sentences": [{"raw": "A dog."}, {"raw": None}]}]},
+            "images[0].sentences[1].raw: Input should be a valid string",
+        ),
+        ({"images": [{"id": 1}], "annotations": []}, "images[0].file_name: Field required"),
+        (
+            {"images": [], "annotations": [{"image_id": 5, "caption": "of no image"}]},
+            "annotations[0].image_id: 5 is the id of no image",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]},
+            "annotations[0].caption: Field required",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": name} for name in "aab"], "annotations": []},
+            "images[2].id: 1 is of both a and b",
+        ),
+        ({"images": [{"filename": 5, "sentences": []}]}, "images[0].filename: Input should be"),
+        ({"images": [{"id": 1, "file_name": 5}], "annotations": []}, "images[0].file_name: Input"),
     ],
 )
-def test_json_of_another_shape_says_what_is_expected(
-    tmp_path: Path, document: dict[str, Any]
+def test_json_of_another_shape_says_where_and_what_is_expected(
+    tmp_path: Path, document: dict[str, Any], place: str
 ) -> None:
-    with pytest.raises(
-        InputError, match=r"captions\.txt: not .* captions: .*\(expected images\[\]"
-    ):
+    told = rf"captions\.txt: not .* captions: {re.escape(place)}.* \(expected images\[\]"
+    with pytest.raises(InputError, match=told):
         references.read(write(tmp_path, document))
 
 
