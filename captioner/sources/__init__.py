@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator
 from glob import escape, has_magic
 
+import fsspec
 import pyarrow as pa
 
-from captioner import storage
+from captioner import redaction, storage
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.sources import columns, directory, tables, tar, uris
@@ -65,9 +66,10 @@ def without(source: Source, run: str) -> Source:
     nothing to caption.
 
     Raises:
-        InputError: it is the source's directory itself.
+        InputError: it is the source's directory itself; or the source is an archive that is not
+            there, or damaged.
     """
-    fs, root = storage.filesystem(source.images)
+    fs, root = _filesystem(source)
     other, path = storage.filesystem(run)
     if type(fs) is not type(other) or fs.isfile(root):
         return source
@@ -83,6 +85,17 @@ def without(source: Source, run: str) -> Source:
         return source
     inside = escape(path[len(root) :].strip("/"))
     return source.model_copy(update={"exclude": [*source.exclude, f"/{inside}/*"]})
+
+
+def _filesystem(source: Source) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        return storage.filesystem(source.images)
+    except InputError:
+        raise
+    except Exception as error:  # of an archive that is opened here
+        if storage.is_away(error) or storage.is_refused(error):
+            raise
+        raise InputError(f"{source.images}: {redaction.reason(error)} (source.images)") from None
 
 
 def _keeps_nothing(source: Source) -> None:

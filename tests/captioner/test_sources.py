@@ -184,6 +184,14 @@ def test_what_a_run_has_written_into_its_source_is_left_out(
     assert linked.exclude[-1] == "/run/*"
 
 
+def test_an_archive_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
+    (tmp_path / "damaged.zip").write_bytes(b"PK")
+    for name, reason in (("missing", "FileNotFoundError"), ("damaged", "BadZipFile")):
+        source = Source(images=f"zip://photos::{tmp_path}/{name}.zip")
+        with pytest.raises(InputError, match=rf"{name}\.zip: {reason}.*\(source\.images\)"):
+            sources.without(source, str(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("form", ["{}", "{}/*.tar", "{}/**/*.tar"])
 def test_shards_that_a_run_has_written_are_no_source(tmp_path: Path, form: str) -> None:
     fill(tmp_path, "0.tar", "out/webdataset/000000.tar", "other/1.tar")
