@@ -63,7 +63,8 @@ class Source(Section):
     """Where the images and their reference captions are."""
 
     images: Url
-    """Local path, fsspec URL or, for shards, a glob such as ``s3://bucket/*.tar``."""
+    """Local path, fsspec URL or, for shards, a glob such as ``s3://bucket/*.tar``. A ZIP file is
+    read in place: ``zip://::photos.zip``, or ``zip://train::photos.zip`` for a directory in it."""
     format: Literal["auto", "directory", "webdataset", "parquet", "list"] = "auto"
     """A directory tree; WebDataset tar shards; Parquet with image bytes; or a list of URIs, as
     text, Parquet, or the TSV of Conceptual Captions. ``auto`` goes by the name: tar, parquet, txt,

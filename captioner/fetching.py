@@ -7,8 +7,12 @@ answer is no file's fault: it is asked again for a while, and at last stops the 
 from __future__ import annotations
 
 import errno
+import lzma
 import os
+import tarfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
@@ -20,7 +24,12 @@ from captioner.errors import InputError, StorageUnavailable
 
 _STORAGE_PATIENCE_S = 120.0
 _WEB_PATIENCE_S = 10.0  # one site of many: its image is tried again by --retry-errors
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+_FINAL = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError),
+    # Of a member of an archive: damaged, or packed in a way that Python does not know.
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError),
+    NotImplementedError,
+)
 # One plain GET: to ask for the size first costs a request, and hides the server's status.
 _STREAM = {"block_size": 0, "size": 1}
 
@@ -54,8 +63,7 @@ def fetch(uri: str, max_bytes: int, offset: int | None = None, size: int | None 
     except InputError:
         raise
     except Exception as error:  # of a chain: the archive that the image is in
-        is_here = storage.is_local_url(uri.rpartition("::")[2])
-        if not (is_here and _is_final(error, local=True)):
+        if not (storage.is_here(uri) and _is_final(error, local=True)):
             raise  # it is nobody's fault, and no image's
         return _unreadable(error)
 
@@ -102,7 +110,7 @@ def ask(fs: fsspec.AbstractFileSystem, uri: str, read: Callable[[], T]) -> T | U
             raise
         except Exception as error:  # fsspec's file systems raise what their clients raise
             late = time.monotonic() + pause > end
-            if _is_final(error, storage.is_local(fs)) or (_is_web(fs) and late):
+            if _is_final(error, storage.is_here(uri)) or (_is_web(fs) and late):
                 return _unreadable(error)
             if late:
                 raise StorageUnavailable(
@@ -121,7 +129,8 @@ def _is_final(error: Exception, local: bool) -> bool:
     status = getattr(error, "status", None)  # of aiohttp: the server's own answer
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)
-    return isinstance(error, _FINAL) or storage.is_damage(error)
+    is_encrypted = type(error) is RuntimeError and "encrypted" in str(error)  # of a zip archive
+    return isinstance(error, _FINAL) or storage.is_damage(error) or is_encrypted
 
 
 def checked(data: bytes | None, max_bytes: int) -> Bytes:

@@ -62,7 +62,9 @@ def _read_all(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
                 yield from _parquet_rows(parquet, numbers, max_bytes, image_column)
                 continue
             for few in _together(some):
-                each = map if all("://" not in row["uri"] for row in few) else pool.map
+                # fsspec reads an archive's table of contents for every thread.
+                at_hand = ("://" not in row["uri"] or storage.is_archive(row["uri"]) for row in few)
+                each = map if all(at_hand) else pool.map
                 yield from each(lambda row: _fetch(row, max_bytes), few)
 
 

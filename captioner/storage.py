@@ -61,6 +61,9 @@ SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an under
 def resolve(url: str | os.PathLike[str]) -> str:
     """The same place, independent of the working directory (Ray workers have their own)."""
     text = os.fspath(url)
+    if is_archive(text):
+        inside, _, outside = text.partition("::")
+        return f"{inside}::{resolve(outside)}"
     return text.rstrip("/") if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
@@ -110,6 +113,11 @@ def is_chain(url: str) -> bool:
     return re.search(r"^[^:/]*::.*://|::[^:/]*://|^(?:zip|tar|libarchive)://", url) is not None
 
 
+def is_archive(url: str) -> bool:
+    """Whether it is in an archive: ``zip://photos::s3://bucket/photos.zip``, its ``photos``."""
+    return re.match(r"(?:zip|tar|libarchive)://.*?::", url) is not None
+
+
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return has_protocol(fs, "file")
 
@@ -119,14 +127,24 @@ def is_local_url(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
+def is_here(url: str) -> bool:
+    """Whether it is on this machine, if in an archive."""
+    return is_local_url(url.rpartition("::")[2] if is_chain(url) else url)
+
+
 def has_protocol(fs: fsspec.AbstractFileSystem, name: str) -> bool:
     protocols = fs.protocol  # one name, or several for the same
     return name in ((protocols,) if isinstance(protocols, str) else protocols)
 
 
-def uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """The address by which any process finds ``path`` of ``fs`` again."""
-    return path if is_local(fs) else str(fs.unstrip_protocol(path))
+def uri(fs: fsspec.AbstractFileSystem, path: str, beside: str = "") -> str:
+    """The address by which any process finds ``path`` of ``fs`` again. ``beside``: another one of
+    the same file system, which knows where an archive is."""
+    if is_local(fs):
+        return path
+    if is_archive(beside):
+        return f"{fs.unstrip_protocol(path.lstrip('/'))}::{beside.partition('::')[2]}"
+    return str(fs.unstrip_protocol(path))
 
 
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:

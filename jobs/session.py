@@ -185,7 +185,7 @@ def require_shared(places: Mapping[str, str], shared_paths: bool) -> None:
     if len(machines) < 2 or shared_paths:
         return
     for key, url in places.items():
-        if storage.is_local(storage.filesystem(url)[0]):
+        if storage.is_here(url):
             raise InputError(
                 f"{key}: {url} is a local path, and the cluster is of {len(machines)} machines "
                 f"({', '.join(machines[:3])}{', ...' if len(machines) > 3 else ''}): each would "

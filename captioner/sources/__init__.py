@@ -134,7 +134,8 @@ def _files(source: Source, suffix: str) -> list[tuple[str, str, Version]]:
     """Files of a glob, of a directory tree, or the one; each with its name in image ids."""
     fs, path = storage.filesystem(source.images)
     if fs.isfile(path):
-        return [(storage.uri(fs, path), path.rpartition("/")[2], Version.of(fs.info(path)))]
+        url = storage.uri(fs, path, source.images)
+        return [(url, path.rpartition("/")[2], Version.of(fs.info(path)))]
     if fs.isdir(path):
         root, found = path.rstrip("/"), fs.find(path, detail=True)
     elif has_magic(path):
@@ -143,7 +144,7 @@ def _files(source: Source, suffix: str) -> list[tuple[str, str, Version]]:
         raise InputError(f"{source.images}: not there (source.images)")
     named = [(file, file[len(root) :].lstrip("/")) for file in sorted(found)]
     return [
-        (storage.uri(fs, file), name, Version.of(found[file]))
+        (storage.uri(fs, file, source.images), name, Version.of(found[file]))
         for file, name in named
         if name.lower().endswith(suffix) and not _is_aside(name) and not in_directory(name, source)
     ]

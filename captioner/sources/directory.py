@@ -46,12 +46,15 @@ def parts(source: Source) -> list[Part]:
     if not fs.exists(top):
         raise InputError(f"{root}: no such directory. Set source.images to where the images are.")
     if not fs.isdir(top):
+        way_out = f"zip://::{root}" if root.lower().endswith(".zip") else "a directory"
         raise InputError(
-            f"{root}: a file, not a directory. Set source.images to a directory, or source.format "
+            f"{root}: a file, not a directory. Set source.images to {way_out}, or source.format "
             "to what the file is."
         )
     found: list[Part] = []
-    trees = [Part("tree", storage.uri(fs, top), "")]
+    trees = [Part("tree", storage.uri(fs, top, root), "")]
+    if storage.is_archive(root):  # every process, and every thread, reads its table of contents
+        return trees
     with ThreadPoolExecutor(_THREADS) as pool:
         while trees and len(trees) < ENOUGH:
             cut = [*zip(trees, pool.map(lambda part: _trees_in(part, source), trees))]
@@ -73,7 +76,7 @@ def _trees_in(part: Part, source: Source) -> list[Part] | None:
             return None
         prefix = f"{part.prefix}/{entry.name}" if part.prefix else entry.name
         if entry.kind == "directory" and not _why_not_below(prefix, source):
-            trees.append(Part("tree", storage.join(part.url, entry.name), prefix))
+            trees.append(Part("tree", storage.uri(fs, f"{path}/{entry.name}", part.url), prefix))
     return trees
 
 
@@ -85,7 +88,8 @@ def list_files(part: Part, source: Source) -> Iterator[pa.Table]:
     lost = Rows(source)
     with ThreadPoolExecutor(_THREADS) as pool:
         for rows in _list_files(part, source):
-            texts = list(pool.map(_beside, rows["uri"].to_pylist()))
+            each = map if storage.is_archive(part.url) else pool.map
+            texts = list(each(_beside, rows["uri"].to_pylist()))
             for _ in filter(_is_lost, texts):
                 lost.skip(_NO_TEXT)
             captions = [_captions(text) for text in texts]
@@ -99,8 +103,9 @@ def _beside(uri: str | None) -> Bytes | None:
     """The text file beside an image; None: of a row that is no image."""
     if uri is None:
         return None
-    folder, slash, name = uri.rpartition("/")
-    return fetch(f"{folder}{slash}{PurePosixPath(name).stem}.txt", _TEXT_BYTES)
+    fs, path = storage.filesystem(uri)
+    text = path.removesuffix(PurePosixPath(path).suffix) + ".txt"
+    return fetch(storage.uri(fs, text, uri), _TEXT_BYTES)
 
 
 def _is_lost(text: Bytes | None) -> bool:
@@ -129,7 +134,7 @@ def _list_files(part: Part, source: Source) -> Iterator[pa.Table]:
             elif entry.kind != "file":
                 rows.skip(entry.kind)
             elif rows.wants(image_id):
-                uri = storage.uri(fs, f"{directory}/{entry.name}")
+                uri = storage.uri(fs, f"{directory}/{entry.name}", part.url)
                 rows.add(image_id, uri, entry.version)
                 yield from rows.full()
     yield from rows.rest()
@@ -191,8 +196,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _remote_entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Entry]:
-    here = path.rstrip("/")
-    for details in _pages_of_s3(fs, here) if "s3" in fs.protocol else fs.ls(path, detail=True):
+    here = fs._strip_protocol(path).rstrip("/")  # of `/photos` an archive would list all of itself
+    for details in _pages_of_s3(fs, here) if "s3" in fs.protocol else fs.ls(here, detail=True):
         name = details["name"].removesuffix("/")
         if name == here and details["type"] != "directory":
             continue  # object stores may hold an empty object for a directory

@@ -67,7 +67,7 @@ class Version:
                     modified = datetime.datetime.fromtimestamp(value, tz=datetime.UTC)
             elif isinstance(value, datetime.datetime):
                 modified = value
-        etag = details.get("ETag") or details.get("etag")
+        etag = details.get("ETag") or details.get("etag") or details.get("CRC")  # of a zip archive
         return cls(details.get("size"), modified, str(etag).strip('"') if etag else None)
 
     @property

@@ -26,6 +26,7 @@ from captioner.errors import InputError, StorageUnavailable
 from captioner.fetching import Bytes, Unreadable
 from captioner.reading import DELETED, read_images
 from tests.listings import listed, tar, write_parquet
+from tests.s3 import BUCKET, Door
 
 MAX = 1000
 
@@ -538,3 +539,27 @@ def test_an_archive_that_is_not_there_is_a_reason_too(tmp_path: Path) -> None:
     there, gone = f"zip://x.jpg::{tmp_path}/a.zip", f"zip://x.jpg::{tmp_path}/gone.zip"
     assert read({"uri": there}) == [b"fine"]
     assert "No such file or directory" in reason({"uri": gone})
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_what_is_wrong_with_one_member_of_an_archive_is_its_own_reason(
+    tmp_path: Path, s3: Door, place: str
+) -> None:
+    """At once: to ask again would not help, and to stop the job would stop it for ever."""
+    members = {"fine": b"fine", "damaged": b"wrong" * 9, "packed": b"x" * 99, "secret": b"s"}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            packed = zipfile.ZIP_DEFLATED if name == "packed" else zipfile.ZIP_STORED
+            archive.writestr(name, data, packed)
+    content = bytearray(buffer.getvalue())
+    content[content.index(b"wrong")] ^= 1
+    content[content.index(b"packed") + len("packed")] ^= 255
+    content[content.rindex(b"secret") - 38] |= 1  # of its flags in the table of contents
+    url = f"s3://{BUCKET}/odd.zip" if place == "s3" else str(tmp_path / "odd.zip")
+    storage.write_bytes(url, bytes(content))
+    fine, *odd = read(*({"uri": f"zip://{name}::{url}"} for name in members))
+    assert fine == b"fine"
+    for data, reason in zip(odd, ("Bad CRC", "Error -3", "encrypted"), strict=True):
+        assert isinstance(data, Unreadable)
+        assert reason in data.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,26 @@ def test_what_a_run_has_written_into_its_source_is_left_out(
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     linked = sources.without(Source(images=str(tmp_path / "photos")), f"{tmp_path}/link/run")
     assert linked.exclude[-1] == "/run/*"
+
+
+def test_a_zip_archive_is_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a.jpg", "2024/b.jpg", "2024/deep/Zürich #1?.jpg", "2024/.c.jpg", "__MACOSX/._d.jpg"]
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in [*names, "2024/b.txt"]:
+            archive.writestr(name, f"Of {name}.")
+    monkeypatch.chdir(tmp_path)
+    found, skipped = listed("zip://::x.zip", sidecar_captions=True)
+    said = {row["image_id"]: row["captions"] for row in found}
+    assert said == {"a.jpg": [], "2024/b.jpg": ["Of 2024/b.txt."], "2024/deep/Zürich #1?.jpg": []}
+    assert skipped == {"hidden file": 2, "in source.exclude": 1}
+    monkeypatch.chdir("/")
+    for row in found:
+        assert storage.read_text(row["uri"]) == f"Of {row['image_id']}."
+        assert (row["size"], bool(row["etag"])) == (len(f"Of {row['image_id']}.".encode()), True)
+    below, _ = ids(f"zip://2024::{tmp_path}/x.zip")
+    assert below == ["b.jpg", "deep/Zürich #1?.jpg"]
+    with pytest.raises(InputError, match=rf"Set source\.images to zip://::{tmp_path}/x\.zip"):
+        ids(tmp_path / "x.zip")
 
 
 def test_an_archive_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ def sources(pictures: dict[str, bytes], s3: Door, tmp_path: Path) -> dict[str, s
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
     remote.put_file(str(shards / "00000.tar"), f"{BUCKET}/shards/00000.tar")
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in pictures.items():
+            archive.writestr(f"photos/{name}", data)
+    remote.put_file(str(tmp_path / "pictures.zip"), f"{BUCKET}/kinds.zip")
     rows = {
         "key": [stem(name) for name in pictures],
         "caption": [f"picture {stem(name)}" for name in pictures],
@@ -66,6 +71,7 @@ def sources(pictures: dict[str, bytes], s3: Door, tmp_path: Path) -> dict[str, s
     return {
         "directory": str(directory),
         "s3": f"s3://{BUCKET}/kinds",
+        "zip": f"zip://photos::s3://{BUCKET}/kinds.zip",
         "webdataset": str(shards / "*.tar"),
         "webdataset on s3": f"s3://{BUCKET}/shards/00000.tar",
         "parquet": str(shards / "00000.parquet"),
@@ -90,7 +96,7 @@ def test_all_kinds_of_sources_give_the_same_images_and_features(
         read = dict(zip(stems(listed), read_images(listed, 10**6, None)))
         assert read == {stem(name): data for name, data in pictures.items()}
         captions = dict(zip(stems(listed), listed["captions"].to_pylist()))
-        says = kind not in ("directory", "s3", "list")
+        says = kind not in ("directory", "s3", "zip", "list")
         assert captions == {name: [f"picture {name}"] if says else [] for name in read}
         if kind not in ("webdataset on s3", "parquet"):
             continue
