@@ -83,6 +83,8 @@ class Source(Section):
     image_column: str | None = None
     """Of Parquet: image bytes, or URIs. None: the first of the usual names that is there."""
     caption_column: str | None = None
+    """Of Parquet: text, or lists of it; of WebDataset a key of the ``.json``, whose ``.txt`` counts
+    for nothing then."""
     key_column: str | None = None
     keep_columns: list[str] = []
     """More columns of Parquet, or keys of the ``.json`` beside WebDataset's images: text, whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from captioner import configuration, storage
@@ -37,7 +38,9 @@ def read_config(url: str) -> tuple[dict[str, Any], str]:
 
 
 def read_history(url: str) -> list[dict[str, Any]]:
-    """What is known of each epoch of a training; nothing where there was none."""
+    """What is known of each epoch of a training; nothing where there was none. There null stands
+    for what is not a number."""
     place = storage.join(url, HISTORY)
     lines = storage.read_text(place).splitlines() if storage.exists(place) else []
-    return [json.loads(line) for line in lines]
+    entries = [json.loads(line) for line in lines]
+    return [{k: math.nan if v is None else v for k, v in of.items()} for of in entries]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -35,6 +36,13 @@ def with_words(captions: Iterable[str]) -> list[str]:
     """Those that have any: nothing is learned from others, and as references they would spoil the
     scores of what is right."""
     return [utf8(text.strip()) for text in captions if any(map(str.isalnum, text))]
+
+
+def text_of(data: bytes) -> str:
+    """The text of a small file of somebody's: UTF-16 where it begins as that does, else UTF-8, of
+    which as much as can be is kept."""
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
 
 
 def utf8(text: str) -> str:

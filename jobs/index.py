@@ -66,7 +66,9 @@ def index(config: JobConfig) -> dict[str, Any]:
     _check(config, counts["images"], update, skipped)
     summary = {
         **{name: counts[name] for name in ("images", "bytes", "captions")},
-        "images_without_captions": counts["images_without_captions"] if assign.file else 0,
+        "images_without_captions": counts["images_without_captions"]
+        if assign.file or counts["captions"]
+        else 0,
         "captioned_images_not_there": len(assign.names.unused),
         "listed_images_not_there": len(assign.splitter.unused),
         "splits": {split or "on no list": splits[split] for split in sorted(splits, key=str)},

@@ -24,7 +24,7 @@ from captioner.metrics import CiderD
 from captioner.search.rules import check_length
 from captioner.training import batches
 from captioner.training.progress import Progress
-from captioner.vocabulary import Vocabulary
+from captioner.vocabulary import SPECIAL, Vocabulary
 from jobs import (
     blocks,
     checkpoints,
@@ -92,6 +92,8 @@ def train(config: JobConfig) -> dict[str, Any]:
         datasets = _datasets(config, identity, sum(of_runs) + images["val"], tally)
         with stream.readable_errors(tally, config.at("model")):
             _trainer(config, task, workers, datasets).fit()
+            if told := ray.get(tally.told.remote()):
+                raise told
     seconds = time.monotonic() - started
     history = Progress(model_files.read_history(config.at("model")))
     summary = {
@@ -199,7 +201,11 @@ def require(config: JobConfig) -> tuple[LanguageModel | None, BytePairVocabulary
         return None, None
     language_model, vocabulary, most = gpt2.pretrained(name)
     most -= config.decoder.prefix_length - 1
-    for key, words in (("train", config.train.max_words), ("search", config.search.max_words)):
+    second = config.train.self_critical
+    lengths = {"train": config.train.max_words, "search": config.search.max_words}
+    if second.epochs:
+        lengths["train.self_critical"] = second.max_words
+    for key, words in lengths.items():
         check_length(words, most, name, f"{key}.max_words")
     return language_model, vocabulary
 
@@ -227,7 +233,14 @@ def build_vocabulary(config: JobConfig) -> Vocabulary:
     if not words:
         raise InputError("the training split has no captions: see source.captions and split")
     options = config.vocabulary
-    return Vocabulary.build(words, options.minimum_count, options.remove_stop_words)
+    vocabulary = Vocabulary.build(words, options.minimum_count, options.remove_stop_words)
+    if len(vocabulary) == len(SPECIAL):
+        often = ", ".join(f"{word} {count:,} times" for word, count in words.most_common(3))
+        raise InputError(
+            f"vocabulary.minimum_count: no word of the training captions is there "
+            f"{options.minimum_count:,} times and kept; the most frequent: {often}"
+        )
+    return vocabulary
 
 
 def cider(config: JobConfig, images: int) -> CiderD:

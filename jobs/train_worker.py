@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from captioner import cpu, decoders, model, model_files, storage
 from captioner.config import JobConfig, Train
 from captioner.decoders.gpt2 import GPT2Decoder
+from captioner.errors import InputError
 from captioner.identity import EncoderIdentity
 from captioner.language_model import AnyVocabulary, LanguageModel
 from captioner.metrics import CiderD
@@ -60,8 +61,15 @@ def work(task: Task) -> None:
     torch.set_num_threads(task.threads)
     cpu.prepare()
     worker = Worker(task)
-    while (stage := worker.progress.stage(task.config.train)) is not None:
-        worker.run_epoch(stage)
+    try:
+        while (stage := worker.progress.stage(task.config.train)) is not None:
+            worker.run_epoch(stage)
+    except Diverged as error:  # not for Ray Train: it would try again, and it would end alike
+        ray.get(task.tally.tell.remote(error))
+
+
+class Diverged(InputError):
+    """The weights are no numbers any more."""
 
 
 class Worker:
@@ -159,6 +167,7 @@ class Worker:
         learned = self._sum(own)
         rate = learned.captions / (time.monotonic() - started)
         learned += before
+        self._require_numbers(stage)
         reward = stage == "self_critical"
         entry: dict[str, Any] = {
             "epoch": state.epoch + 1,
@@ -178,6 +187,22 @@ class Worker:
                 tensorboard.write(self._task.config.at("tensorboard"), state.history)
             self._write_model()
         self._save(entry)
+
+    def _require_numbers(self, stage: Stage) -> None:
+        """
+        Raises:
+            Diverged: there are none, nor an earlier epoch of this stage to keep. Where there is one
+                training ends by its patience.
+        """
+        assert self._learner is not None
+        if self._learner.is_finite() or self.progress.has_ended_one(stage):
+            return
+        section = "train.self_critical" if stage == "self_critical" else "train"
+        raise Diverged(
+            f"epoch {self.progress.epoch + 1}: training has diverged, its weights are not numbers. "
+            f"Lower {section}.learning_rate or set train.gradient_clip, and train anew with "
+            "`captioner run --redo train`"
+        )
 
     def _objective(self, stage: Stage) -> Callable[[Batch], Loss]:
         assert self._learner is not None

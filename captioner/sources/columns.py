@@ -92,7 +92,18 @@ def uris(schema: pa.Schema, chosen: str | None, url: str) -> str:
 
 
 def captions(schema: pa.Schema, chosen: str | None, url: str) -> str | None:
-    return _optional(schema, chosen, CAPTIONS, f"{url}: source.caption_column")
+    """The column of captions, text or lists of text, if there is one.
+
+    Raises:
+        InputError: the chosen one is not there, or holds something else.
+    """
+    name = _optional(schema, chosen, CAPTIONS, f"{url}: source.caption_column", _is_captions)
+    if chosen and not _is_captions(schema.field(chosen).type):
+        raise InputError(
+            f"{url}: source.caption_column: `{chosen}` holds {schema.field(chosen).type}, and not "
+            "text, or lists of it"
+        )
+    return name
 
 
 def key(schema: pa.Schema, chosen: str | None, url: str) -> str | None:
@@ -158,12 +169,15 @@ def _find(
 
 
 def _optional(
-    schema: pa.Schema, chosen: str | None, usual: tuple[str, ...], field: str
+    schema: pa.Schema,
+    chosen: str | None,
+    usual: tuple[str, ...],
+    field: str,
+    fits: Callable[[pa.DataType], bool] = lambda kind: True,
 ) -> str | None:
-    name = _find(schema, chosen, usual)
-    if chosen and name is None:
+    if chosen and chosen not in schema.names:
         raise InputError(f"{field}: no column `{chosen}`; it has {', '.join(schema.names)}")
-    return name
+    return chosen or _find(schema, None, usual, fits)
 
 
 def _missing(what: str, chosen: str | None, schema: pa.Schema) -> str:
@@ -178,6 +192,15 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     )
+
+
+def _is_captions(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_captions(kind.value_type)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(is_one(kind) for is_one in lists):
+        return _is_captions(kind.value_type)
+    return _is_text(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -15,7 +15,7 @@ from captioner import storage
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.fetching import Bytes, Unreadable, fetch
-from captioner.reference_formats import with_words
+from captioner.reference_formats import text_of, with_words
 from captioner.sources.listing import Part, Rows, Version, in_directory, is_utf8
 
 ENOUGH = 64  # directories to list at the same time
@@ -114,7 +114,7 @@ def _is_lost(text: Bytes | None) -> bool:
 
 def _captions(text: Bytes | None) -> list[str] | None:
     if isinstance(text, bytes):
-        return with_words(text.decode("utf-8-sig", "replace").splitlines())
+        return with_words(text_of(text).splitlines())
     return None if text is None else []
 
 

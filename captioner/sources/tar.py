@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from captioner import storage
 from captioner.config import Source
+from captioner.reference_formats import text_of
 from captioner.sources import columns
 from captioner.sources.listing import Part, Rows, Version
 
@@ -31,7 +32,8 @@ def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
     """Every member is an image, ``SHARD/NAME``, but for those that the globs leave out.
 
     A sample is the members of one name up to its first dot. Its ``.txt``, or the ``caption`` in
-    its ``.json``, goes with each of its images; ``source.keep_columns`` are keys of the ``.json``.
+    its ``.json``, goes with each of its images; or only what ``source.caption_column`` names in the
+    ``.json``. ``source.keep_columns`` are keys of it too.
     """
     rows = Rows(source)
     fs, path = storage.filesystem(part.url)
@@ -60,7 +62,7 @@ def list_members(part: Part, source: Source) -> Iterator[pa.Table]:
                 if (name := _sample(member.name)) != key:
                     yield from finish()
                     key, sample, captions, labels = name, [], [], {}
-                texts, document = _beside(file, member)
+                texts, document = _beside(file, member, source.caption_column)
                 captions = captions or texts
                 if document:
                     labels = columns.as_labels(document, source.keep_columns)
@@ -113,7 +115,9 @@ def _sample(name: str) -> str:
     return f"{folder}/{file.split('.', 1)[0]}"
 
 
-def _beside(file: IO[bytes], member: tarfile.TarInfo) -> tuple[list[str], dict[str, Any]]:
+def _beside(
+    file: IO[bytes], member: tarfile.TarInfo, chosen: str | None
+) -> tuple[list[str], dict[str, Any]]:
     """The captions in a ``.txt`` or ``.json``, and what else the ``.json`` holds; of an image,
     nothing."""
     name = member.name.lower()
@@ -123,13 +127,13 @@ def _beside(file: IO[bytes], member: tarfile.TarInfo) -> tuple[list[str], dict[s
     content = file.read(member.size)
     if len(content) < member.size:
         raise tarfile.ReadError("unexpected end of data")
-    text = content.decode("utf-8", errors="replace")
+    text = text_of(content)
     if name.endswith(".txt"):
-        return columns.as_captions(text), {}
+        return ([] if chosen else columns.as_captions(text)), {}
     try:
         document = json.loads(text)
     except storage.NOT_JSON:
         return [], {}
     if not isinstance(document, dict):
         return [], {}
-    return columns.as_captions(document.get("caption")), document
+    return columns.as_captions(document.get(chosen or "caption")), document

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -13,7 +14,7 @@ from captioner import redaction, storage
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.sources import columns
-from captioner.sources.listing import ROWS, Part, Rows, Version
+from captioner.sources.listing import ROWS, Part, Rows, Version, is_utf8
 
 # A list may come from anywhere; these only read, and only what the user's own account may.
 _PROTOCOLS = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory"}
@@ -43,11 +44,14 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
             if not uri:
                 rows.skip("no URI in the list")
                 continue
+            if captions is None:
+                rows.skip("caption that is not UTF-8")
             uri = checked(uri, source.allow_http, f"{part.url}, {where}")
             if rows.wants(uri.partition("?")[0]):
                 place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
                 name = key or redaction.unsigned(uri)
-                rows.add(name, place, Version(None, None, None), captions=captions, **labels)
+                about = {"captions": captions or [], **labels}
+                rows.add(name, place, Version(None, None, None), **about)
                 yield from rows.full()
     except (pa.ArrowException, OSError) as error:
         rows.skip(columns.damage(part.prefix, error))
@@ -78,33 +82,51 @@ def checked(uri: str, allow_http: bool, where: str) -> str:
 
 
 _ADDRESS = re.compile(r"\w+://\S+$")
-# Where, key, URI, captions, and what else is kept
-Line = tuple[str, str | None, str, list[str], dict[str, str | None]]
+# Where, key, URI, captions, or None if they cannot be read, and what else is kept
+Line = tuple[str, str | None, str, list[str] | None, dict[str, str | None]]
+
+
+def _lines(fs: fsspec.AbstractFileSystem, path: str, **options: Any) -> Iterator[tuple[str, str]]:
+    """Where, and what stands there, but for empty lines.
+
+    Raises:
+        InputError: it is text, but of another encoding.
+    """
+    with fs.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", **options) as file:
+        for number, line in enumerate(file, 1):
+            if "\0" in line:
+                raise InputError(
+                    f"{path}, line {number}: null characters: is it UTF-16? Lists are UTF-8"
+                )
+            if line.strip():
+                yield f"line {number}", line
 
 
 def _text(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
-    with fs.open(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
-        for number, line in enumerate(file, 1):
-            if text := line.strip():
-                yield f"line {number}", None, text, [], {}
+    for where, line in _lines(fs, path):
+        yield where, None, _readable(line.strip()), [], {}
 
 
 def _tab_separated(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Line]:
     """Conceptual Captions: a caption, a tab, a URI, without quotes; of 12M the URI comes first.
     Labels may follow. A header has no URI."""
-    with fs.open(path, "rt", encoding="utf-8-sig", errors="backslashreplace", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                caption, _, uri = line.rstrip("\r\n").rpartition("\t")
-                first, _, rest = line.strip().partition("\t")
-                if not _ADDRESS.match(uri):
-                    second = rest.partition("\t")[0]
-                    if _ADDRESS.match(first):
-                        uri, caption = first, rest
-                    elif _ADDRESS.match(second):
-                        uri, caption = second, first
-                uri = uri.strip() if caption and ("/" in uri or "." in uri) else ""
-                yield f"line {number}", None, uri, columns.as_captions(caption), {}
+    for where, line in _lines(fs, path, newline="\n"):
+        caption, _, uri = line.rstrip("\r\n").rpartition("\t")
+        first, _, rest = line.strip().partition("\t")
+        if not _ADDRESS.match(uri):
+            second = rest.partition("\t")[0]
+            if _ADDRESS.match(first):
+                uri, caption = first, rest
+            elif _ADDRESS.match(second):
+                uri, caption = second, first
+        uri = uri.strip() if caption and ("/" in uri or "." in uri) else ""
+        captions = columns.as_captions(caption) if is_utf8(caption) else None
+        yield where, None, _readable(uri), captions, {}
+
+
+def _readable(uri: str) -> str:
+    """Of one that is not UTF-8, so that it will not be found."""
+    return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _parquet(part: Part, source: Source) -> Iterator[Line]:

@@ -158,6 +158,10 @@ class Learner:
             self._average.load_state_dict(state["average"])
         self._first = state["first"]
 
+    def is_finite(self) -> bool:
+        """Whether the weights are numbers still."""
+        return all(bool(weight.isfinite().all()) for weight in self.decoder.parameters())
+
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Gradients that are not yet used need not travel between workers."""
         return self.model.no_sync()  # type: ignore[no-any-return, operator]
@@ -205,7 +209,8 @@ class Totals:
 
     @property
     def mean(self) -> float:
-        return self.total / max(1, self.count)
+        """Not a number of nothing."""
+        return self.total / self.count if self.count else math.nan
 
 
 def train_epoch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -68,10 +69,16 @@ class Progress:
 
     def has_begun(self, stage: Stage) -> bool:
         """Whether any of its steps are done."""
-        return len(self.done) > 0 or any(entry["stage"] == stage for entry in self.history)
+        return len(self.done) > 0 or self.has_ended_one(stage)
+
+    def has_ended_one(self, stage: Stage) -> bool:
+        """Whether an epoch of this stage is over."""
+        return any(entry["stage"] == stage for entry in self.history)
 
     def history_lines(self) -> str:
-        return "".join(json.dumps(entry) + "\n" for entry in self.history)
+        """JSON lines, in which null stands for what is not a number."""
+        entries = ({key: _or_null(value) for key, value in of.items()} for of in self.history)
+        return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
 def measure(stage: Stage, options: Train) -> Measure:
@@ -90,9 +97,13 @@ def _best(entries: Sequence[Entry], by: Measure) -> int:
     """The number of the best entry, counted from 1; 0 where there is none. Not a number is the
     worst of all."""
     sign = -1.0 if by == "loss" else 1.0
-    merits = [sign * entry[f"val_{by}"] for entry in entries]
-    merits = [merit if merit == merit else -np.inf for merit in merits]
+    values = [_or_null(entry[f"val_{by}"]) for entry in entries]
+    merits = [-math.inf if value is None else sign * value for value in values]
     return merits.index(max(merits)) + 1 if merits else 0
+
+
+def _or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # Of a checkpoint.

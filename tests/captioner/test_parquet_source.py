@@ -115,6 +115,8 @@ def test_a_usual_name_of_the_wrong_type_is_passed_over(path: Path) -> None:
         ({"image_column": "url"}, r"column `url` does not hold image bytes.*source\.image_column"),
         ({"image_column": "webp"}, r"column `webp` does not hold image bytes; it has jpg, url, n"),
         ({"caption_column": "text"}, r"source\.caption_column: no column `text`; it has jpg, url"),
+        ({"caption_column": "n"}, r"source\.caption_column: `n` holds int64, and not text"),
+        ({"caption_column": "jpg"}, r"source\.caption_column: `jpg` holds binary, and not text"),
         ({"key_column": "sha"}, r"source\.key_column: no column `sha`"),
     ],
 )

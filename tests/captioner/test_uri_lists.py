@@ -257,3 +257,19 @@ def test_a_column_that_cannot_be_kept_is_refused(tmp_path: Path, text: Path) -> 
         listed(text, keep_columns=["camera"])
     with pytest.raises(InputError, match="has no columns"):
         listed(tmp_path, keep_columns=["camera"])
+
+
+def test_a_caption_that_is_not_utf_8_is_counted_and_its_image_has_none(tmp_path: Path) -> None:
+    text = tmp_path / "list.tsv"
+    text.write_bytes("Un chat.\t/photos/a.jpg\nUn caf\xe9.\t/photos/b.jpg\n".encode("latin-1"))
+    found, skipped = listed(text)
+    captions = {row["image_id"]: row["captions"] for row in found}
+    assert captions == {"/photos/a.jpg": ["Un chat."], "/photos/b.jpg": []}
+    assert skipped == {"caption that is not UTF-8": 1}
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.tsv"])
+def test_a_list_in_utf_16_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes("A cat.\t/photos/a.jpg\n".encode("utf-16"))
+    with pytest.raises(InputError, match=rf"{name}, line 1: null characters: is it UTF-16"):
+        ids(tmp_path / name)

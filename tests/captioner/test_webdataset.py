@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -86,6 +87,22 @@ def test_captions_come_from_the_samples_text_or_json(shard: Path) -> None:
         "3.jpg": [],
         "4.jpg": ["the text was empty"],
     }
+
+
+def test_captions_come_from_the_key_that_is_chosen(shard: Path) -> None:
+    said = b'{"caption": "as usual", "described": "by hand"}'
+    members = {"0.jpg": b"", "0.txt": b"alt text", "0.json": said, "1.jpg": b"", "1.txt": b"x"}
+    shard.write_bytes(tar(members))
+    found, _ = listed(shard, caption_column="described")
+    assert [row["captions"] for row in found] == [["by hand"], []]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_captions_may_begin_with_a_byte_order_mark(shard: Path, encoding: str) -> None:
+    said = json.dumps({"caption": "ein Käfer"}, ensure_ascii=False)
+    members = {"0.jpg": b"", "0.txt": "ein Hündchen".encode(encoding), "1.jpg": b""}
+    shard.write_bytes(tar({**members, "1.json": said.encode(encoding)}))
+    assert captions_of(shard) == {"0.jpg": ["ein Hündchen"], "1.jpg": ["ein Käfer"]}
 
 
 @pytest.mark.parametrize(

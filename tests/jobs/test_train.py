@@ -11,6 +11,8 @@ import ray.data
 from ray.data import DataContext
 
 from captioner import features, storage
+from captioner.config import VocabularyOptions
+from captioner.errors import InputError
 from captioner.vocabulary import Vocabulary
 from jobs import pools, session, table_rows, train
 from tests.runs import build_run
@@ -69,3 +71,10 @@ def test_workers_that_may_become_more_leave_each_node_cpus_to_be_fed_by(
         update = {"train_workers": count, "train_workers_max": 4}
         changed = config.model_copy(update={"cluster": config.cluster.model_copy(update=update)})
         assert pools.trainers(changed) == pools.Workers(count, cpus, 0, 4)
+
+
+def test_a_training_whose_words_are_all_too_rare_is_refused(cluster: str, tmp_path: Path) -> None:
+    config = build_run(tmp_path / "run")
+    rare = VocabularyOptions(minimum_count=1000)
+    with pytest.raises(InputError, match=r"vocabulary\.minimum_count: no word .* 1,000 times"):
+        train.build_vocabulary(config.model_copy(update={"vocabulary": rare}))

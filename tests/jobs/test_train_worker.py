@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from captioner.training.learner import Learner, Totals
 from captioner.training.objective import cross_entropy
 from captioner.training.progress import Progress
 from jobs import train_worker
-from jobs.train_worker import Told, Worker
+from jobs.train_worker import Diverged, Told, Worker
 from tests.captioner.training.data import make_batch, make_decoder, options
 
 
@@ -64,6 +66,30 @@ def test_a_worker_that_is_idle_in_a_step_saves_with_the_others(
     assert worker.progress.history[0]["images"] == 9
     assert worker.progress.totals == Totals()
     assert tally.images == 9
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "diverged"),
+    [
+        ("cross_entropy", [], "train.learning_rate"),
+        ("cross_entropy", ["cross_entropy"], None),
+        ("self_critical", ["cross_entropy"], "train.self_critical.learning_rate"),
+        ("self_critical", ["cross_entropy", "self_critical"], None),
+    ],
+)
+def test_weights_that_are_no_numbers_end_a_training_that_has_none_to_keep(
+    stage: Any, before: list[str], diverged: str | None
+) -> None:
+    settings = options(self_critical=SelfCritical(epochs=2))
+    worker: Any = object.__new__(Worker)
+    worker._learner = Learner(make_decoder(), settings, 1e-2, 10)
+    worker.progress = Progress([{"stage": earlier} for earlier in before])
+    worker._require_numbers(stage)
+    with torch.no_grad():
+        next(worker._learner.decoder.parameters())[0] = math.nan
+    told = pytest.raises(Diverged, match=diverged) if diverged else contextlib.nullcontext()
+    with told:
+        worker._require_numbers(stage)
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def test_a_loss_that_rises_with_the_rewards_does_not_end_the_second_stage() -> N
 
 
 def test_the_history_is_written_as_json_lines() -> None:
-    lines = progress(2.0, 1.0).history_lines().splitlines()
-    assert [json.loads(line)["val_loss"] for line in lines] == [2.0, 1.0]
+    lines = progress(2.0, 1.0, math.nan).history_lines().splitlines()
+    assert [json.loads(line)["val_loss"] for line in lines] == [2.0, 1.0, None]
 
 
 def make_learner(**changes: Any) -> Learner:
