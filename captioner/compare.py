@@ -197,9 +197,7 @@ def _text(value: Any) -> str:
 def write(comparison: Comparison, url: str) -> str:
     """Write the comparison as a page and return its URL."""
     url = storage.resolve(url)
-    fs, path = storage.filesystem(url)
-    if fs.isdir(path):
-        raise InputError(f"{url}: a directory. Set --out to a file, such as compare.html")
+    storage.require_file(url)
     histories = [
         model_files.read_history(run.config.at("model"))
         for run in (comparison.first, comparison.second)

@@ -394,7 +394,7 @@ class Score(Section):
     """Of the images, for confidence intervals."""
     seed: Seed = 0
     """Of the resamples."""
-    group_by: str | None = None
+    group_by: Annotated[str, Field(min_length=1)] | None = None
     """Score each group of images too: those of a ``directory``, of the first level of their ids'
     paths or, as ``directory:2``, of the first two; or those alike in a column of the manifest:
     ``split``, ``uri`` (the shard), or one of ``source.keep_columns``."""

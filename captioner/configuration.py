@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any, TypeVar
 
@@ -66,6 +66,21 @@ def read(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(f"{url}: expected keys and values, found {type(values).__name__}")
     apply(values, overrides)
     return values
+
+
+def refuse(overrides: Sequence[str], given: Mapping[str, str]) -> None:
+    """
+    Args:
+        given: keys that the command has another way to say, and that way.
+
+    Raises:
+        InputError: an override says one of them again.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        for other, way in given.items():
+            if key in (other, other.rpartition(".")[0]):
+                raise InputError(f"--set {override}: {other} is {way} here")
 
 
 def parse(values: dict[str, Any], origin: str) -> JobConfig:

@@ -45,7 +45,7 @@ class Captioner:
         model: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
-        encoder: str | None = None,
+        encoder: str | os.PathLike[str] | None = None,
         **search: Any,
     ) -> Captioner:
         """From then on the process keeps memory that large tensors have freed (``cpu.prepare``).
@@ -58,9 +58,10 @@ class Captioner:
             search: options of ``config.Search`` that should differ, such as ``beam_size=1``.
 
         Raises:
-            InputError: the model or its tower cannot be had, or the search is none.
+            InputError: the model, its tower or the device cannot be had, or the search is none.
         """
         name = os.fspath(model)
+        encoder = None if encoder is None else os.fspath(encoder)
         tower, options, limits = EncoderOptions(), {"repetition_penalty": 1.0}, Image()
         if not backends.is_foreign(name):
             config = configuration.parse(*model_files.read_config(name))
@@ -75,6 +76,7 @@ class Captioner:
             tower = EncoderOptions(**{**tower.model_dump(), changed: encoder})
         wanted = configuration.parse_search({**options, **search}, name)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _require(where)
         return cls(backends.load(name, tower, wanted, where), wanted, limits)
 
     def caption(self, image: Source) -> Caption:
@@ -121,6 +123,13 @@ class Captioner:
         return np.array(found.pixels)  # Pillow's memory is read-only, of which torch warns
 
 
+def _require(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter of torch without CUDA
+        raise InputError(f"device: {device}: {str(error).splitlines()[0]}") from None
+
+
 def _name(image: Source, place: int) -> str:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {place}"
 
@@ -145,6 +154,7 @@ def _of_picture(image: PillowImage.Image, name: str) -> bytes:
         image.load()  # of TIFF Pillow turns it then, and forgets what its EXIF had
         exif[ExifTags.Base.Orientation] = orientation(image)
         image.save(file, "PNG" if image.mode in _MODES_OF_PNG else "TIFF", exif=exif)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {error}: give it converted to RGB") from error
+    except Exception as error:  # of a closed file even an assertion fails
+        why = str(error) or "its file is closed"
+        raise InputError(f"{name}: {why}: load() it first, or convert it to RGB") from error
     return file.getvalue()

@@ -71,15 +71,21 @@ def images_of(config: JobConfig, rows: pa.Table) -> Iterator[Bytes]:
         known = {row.pop("image_id"): row for row in found.to_pylist()}
     places = [known.get(name, {"uri": uri}) for name, uri in zip(ids, rows["uri"].to_pylist())]
     schema = pa.schema(manifest.SCHEMA.field(name) for name in PLACE)
-    table = pa.Table.from_pylist(places, schema=schema)
+    table = pa.Table.from_pylist([at for at in places if _is_known(at["uri"])], schema=schema)
     images = read_images(table, config.image.max_bytes, config.source.image_column)
-    for place in range(len(ids)):
+    for place, at in enumerate(places):
         try:
-            yield next(images)
+            yield next(images) if _is_known(at["uri"]) else Unreadable("its file is not known")
         except Exception as error:  # each fsspec file system raises its own
             # A page without its pictures is better than none.
             yield from [Unreadable(redaction.reason(error))] * (len(ids) - place)
             return
+
+
+def _is_known(uri: str) -> bool:
+    """Whether it leads somewhere. Of captions in somebody's file a name alone may be known, and a
+    file of that name in the working directory is another."""
+    return uri.startswith("/") or "://" in uri
 
 
 def thumbnail(decoded: Decoded) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -41,13 +41,17 @@ def read(url: str) -> Iterator[Result]:
             yield _result(row, f"{url}, row {number}")
     except UnicodeDecodeError as error:
         raise InputError(f"{url}: not in UTF-8: {error}") from None
-    except (pa.ArrowInvalid, csv.Error) as error:
+    except (pa.ArrowException, OSError) as error:
+        if not storage.is_damage(error):
+            raise
         raise InputError(f"{url}: cannot be read as .{kind}: {error}") from None
 
 
 def _parquet(url: str) -> Iterator[Any]:
     with storage.parquet(url) as file:
-        names = [name for name in (*_IMAGE, *_CAPTION) if name in file.schema_arrow.names]
+        there = file.schema_arrow.names
+        _require_columns(there, url)
+        names = [name for name in (*_IMAGE, *_CAPTION) if name in there]
         for batch in file.iter_batches(columns=names):
             yield from batch.to_pylist()
 
@@ -69,9 +73,12 @@ def _csv(url: str) -> Iterator[Any]:
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
         rows = csv.DictReader(text, strict=True)
         names = rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
-        if twice := sorted({n for n in (*_IMAGE, *_CAPTION) if names.count(n) > 1}):
-            raise InputError(f"{url}, line 1: two columns are called {', '.join(twice)}")
-        for row in rows:
+        _require_columns(names, f"{url}, line 1")
+        for row in _lines(rows, url):
+            if None in row.values():
+                raise InputError(
+                    f"{url}, line {rows.line_num}: fewer values than the header has names"
+                )
             if None in row:
                 raise InputError(
                     f"{url}, line {rows.line_num}: more values than the header has names; a "
@@ -82,6 +89,32 @@ def _csv(url: str) -> Iterator[Any]:
             # nothing did.
             is_null = row.get("error") != ""
             yield {name: value or (None if is_null else "") for name, value in row.items()}
+
+
+def _lines(rows: csv.DictReader[str], url: str) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise InputError(f"{url}, line {rows.reader.line_num}: {error}") from None
+
+
+def _require_columns(names: Sequence[str], where: str) -> None:
+    """
+    Raises:
+        InputError: none is of the image, or of the caption; or one is there twice.
+    """
+    if twice := sorted({n for n in (*_IMAGE, *_CAPTION) if names.count(n) > 1}):
+        raise InputError(f"{where}: two columns are called {', '.join(twice)}")
+    for kind in (_IMAGE, _CAPTION):
+        _first(kind, names, where)
+
+
+def _first(kind: Sequence[str], names: Collection[str], where: str) -> str:
+    name = next((name for name in kind if name in names), None)
+    if name is None:
+        there = ", ".join(map(str, names))
+        raise InputError(f"{where}: expected one of {', '.join(kind)}; there is {there}")
+    return name
 
 
 def _json(url: str) -> Iterator[Any]:
@@ -102,14 +135,7 @@ _READERS = {"parquet": _parquet, "jsonl": _json_lines, "csv": _csv, "json": _jso
 def _result(row: Any, where: str) -> Result:
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an image and a caption by name, found {row!r:.80}")
-    values = []
-    for names in (_IMAGE, _CAPTION):
-        name = next((name for name in names if name in row), None)
-        if name is None:
-            there = ", ".join(map(str, row))
-            raise InputError(f"{where}: expected one of {', '.join(names)}; there is {there}")
-        values.append(row[name])
-    image, caption = values
+    image, caption = (row[_first(kind, row, where)] for kind in (_IMAGE, _CAPTION))
     if isinstance(image, float) and image.is_integer():  # numbers of a column with gaps, by pandas
         image = int(image)
     if not isinstance(image, str | int) or isinstance(image, bool):

@@ -47,6 +47,8 @@ _REFUSED = (
     "Anonymous caller",
     "bucket does not exist",
 )
+# Of a place where nothing can be written, whoever asks.
+_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.EROFS, errno.ENAMETOOLONG)
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 CREDENTIALS = (
     "Credentials of an object store come from where its library looks for them, such as "
@@ -252,9 +254,33 @@ def remove_file(url: str, top: str | None = None) -> None:
 
 def make_directory(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Make a directory where the file system has such. On an object store, which needs none, this
-    would make a bucket of a name that is mistyped."""
+    would make a bucket of a name that is mistyped.
+
+    Raises:
+        InputError: there can be none.
+    """
     if not any(has_protocol(fs, name) for name in _EXTRAS):
-        fs.makedirs(path, exist_ok=True)
+        try:
+            fs.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise no_place(f"{path}: no directory, and none can be made", error) from None
+
+
+def no_place(what: str, error: OSError) -> Exception:
+    """The error, as one that a user can do something about where it is of the place."""
+    return InputError(f"{what}: {error}") if error.errno in _NO_PLACE else error
+
+
+def require_file(url: str) -> None:
+    """See that a file can be written there.
+
+    Raises:
+        InputError: it is a directory, or in something that is none.
+    """
+    fs, path = filesystem(url)
+    if fs.isdir(path):
+        raise InputError(f"{url}: a directory; --out is the name of a file")
+    make_directory(fs, path.rpartition("/")[0])
 
 
 def read_bytes(url: str) -> bytes:

@@ -91,6 +91,7 @@ def job_values(
 
     Raises:
         NotAModel: there is none at that place.
+        InputError: an override is not of its form, or says what an argument does.
     """
     values: dict[str, Any]
     if backends.is_foreign(model):
@@ -110,5 +111,7 @@ def job_values(
         "score": {},
         "cluster": {},
     }
+    said = {"run": "--out", "source.images": "IMAGES", "source.captions": "--captions"}
+    configuration.refuse(overrides, said)
     configuration.apply(values, overrides)
     return values, url

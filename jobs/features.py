@@ -102,6 +102,7 @@ def _refuse(out: str, features_url: str) -> None:
     fs, path = storage.filesystem(out)
     if fs.exists(path) and fs.ls(path):
         raise InputError(f"{out}: not empty; give a new directory, or delete this one first")
+    storage.make_directory(fs, path)
 
 
 def _files(url: str) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -26,7 +25,6 @@ BEAT_S = 5.0
 _SILENCE_S = 4 * BEAT_S  # after which a holder on another machine is taken for dead
 # Not SIGINT: a script's background jobs ignore that one. Nothing else here asks for this.
 _TAKEN = signal.SIGURG
-_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.EROFS, errno.ENAMETOOLONG)
 _SETTLE_S = 1.0  # of two that take a dead one's place at the same moment, the last one goes on
 
 
@@ -108,10 +106,7 @@ def _create(url: str, mine: dict[str, Any]) -> bool:
     """Write the lock where there is none, in one step; False where there is one."""
     fs, path = storage.filesystem(url)
     folder = path.rpartition("/")[0]
-    try:
-        storage.make_directory(fs, folder)
-    except OSError as error:
-        raise _no_place(f"{folder}: no directory, and none can be made", error) from None
+    storage.make_directory(fs, folder)
     data = json.dumps({**mine, "beat": 0}).encode()
     if storage.is_local(fs):
         try:
@@ -120,7 +115,7 @@ def _create(url: str, mine: dict[str, Any]) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            raise _no_place(f"{folder}: nothing can be written here", error) from None
+            raise storage.no_place(f"{folder}: nothing can be written here", error) from None
         return True
     try:
         fs.pipe_file(path, data, mode="create")
@@ -132,10 +127,6 @@ def _create(url: str, mine: dict[str, Any]) -> bool:
         fs.pipe_file(path, data)
         time.sleep(_SETTLE_S)
     return _is_mine(_read(url), mine)
-
-
-def _no_place(what: str, error: OSError) -> Exception:
-    return InputError(f"{what}: {error}") if error.errno in _NO_PLACE else error
 
 
 def _beat(

@@ -3,6 +3,8 @@ must not take seconds."""
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pyarrow.dataset
 from numpy.typing import NDArray
@@ -104,8 +106,12 @@ def _written(checkpoints: str) -> pyarrow.dataset.Dataset | None:
 
 
 def command_of(config: JobConfig) -> str | None:
-    """The command that has captioned this directory with a given model; None: it is a run."""
-    return _made_by(config).get("command")
+    """The command that has captioned this directory, wherever it was then, with a given model;
+    None: it is a run."""
+    words = shlex.split(_made_by(config).get("command", ""))
+    if "--out" in words:
+        words[words.index("--out") + 1] = config.at()
+    return shlex.join(words) or None
 
 
 def model_of(config: JobConfig) -> str | None:

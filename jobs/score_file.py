@@ -81,6 +81,7 @@ def _require_place(config: JobConfig) -> None:
 def _config(file: str, out: str, overrides: tuple[str, ...]) -> JobConfig:
     name = f"captions of {redaction.clean(file)}"
     values: Row = {"name": name, "run": out, "source": {"images": file}}
+    configuration.refuse(overrides, {"run": "--out", "source.images": "FILE"})
     configuration.apply(values, overrides)
     return configuration.parse(values, "captioner score")
 

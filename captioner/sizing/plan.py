@@ -158,7 +158,7 @@ def encoder_rate(device: str, model: str) -> float:
 
 def decode_rate(megapixels: float, scaled: bool) -> float:
     """Images per second of one core: between two measured sizes its seconds are on a straight
-    line, beyond them in proportion."""
+    line, above them in proportion, below them as of the smallest."""
     rates = [d.scaled_images_per_second if scaled else d.images_per_second for d in _DECODING]
     return 1 / _between(megapixels, [1 / rate for rate in rates])
 

@@ -110,8 +110,10 @@ def _decode_source(job: Job) -> str:
     known = [found.megapixels for found in figures.DECODING]
     if job.megapixels in known:
         return "measured"
-    inside = known[0] < job.megapixels < known[-1]
-    return "between two sizes measured" if inside else "in proportion to the nearest size measured"
+    if job.megapixels < known[0]:
+        return "as of the smallest size measured"
+    inside = job.megapixels < known[-1]
+    return "between two sizes measured" if inside else "in proportion to the largest size measured"
 
 
 def _advice(found: Plan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from captioner import storage
 from jobs import logs
 from jobs.cli.options import load_run
 
@@ -46,8 +47,9 @@ def view(image: str, model: str, best: int, out: str, encoder: str | None) -> No
     from captioner import view as viewing
     from captioner.one_by_one import Captioner
 
-    if out.rpartition(".")[2] not in ("png", "svg", "pdf"):
+    if not out.endswith((".png", ".svg", ".pdf")):
         raise click.BadParameter("expected a name that ends in .png, .svg or .pdf")
+    storage.require_file(storage.resolve(out))
     captioner = Captioner.load(model, encoder=encoder)
     captioner.search = viewing.widened(captioner.search, best)
     for line in viewing.view(image, captioner, out):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from captioner.sizing.instances import DEVICES
@@ -75,6 +77,8 @@ def plan(
         raise click.UsageError("--images: how many?")
     if instance is not None and price_per_hour is None:
         raise click.UsageError("--instance goes with --price-per-hour")
+    if price_per_hour is not None and not math.isfinite(price_per_hour):
+        raise click.BadParameter(f"--price-per-hour: {price_per_hour} is no price")
     if measured is not None:
         if encoder_rate is not None or decode_rate is not None:
             raise click.UsageError("--measured has both rates: leave out the others")

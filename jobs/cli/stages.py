@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import get_args
 
 import click
 
 from captioner.config import Form, JobConfig
+from captioner.errors import InputError
 from captioner.staleness import STAGES
 from jobs import logs
 from jobs.cli.options import (
@@ -200,11 +202,17 @@ def score(
       captioner score theirs.json --references captions_val2017.json --out scores/theirs
     """
     if group_by is not None:
-        overrides = (*overrides, f"score.group_by={group_by}")
+        overrides = (*overrides, f"score.group_by={json.dumps(group_by)}")
     if references is None:
         if out is not None:
             raise click.UsageError("--out goes with --references")
-        _stage("score", load(source, overrides))
+        try:
+            config = load(source, overrides)
+        except InputError:
+            if source.endswith((".parquet", ".jsonl", ".csv", ".json")):
+                raise click.UsageError("a FILE of captions goes with --references") from None
+            raise
+        _stage("score", config)
         return
     if out is None:
         raise click.UsageError("--references needs --out: where to write the scores")

@@ -135,6 +135,19 @@ def test_what_cannot_be_read_is_named(run: JobConfig, tmp_path: Path) -> None:
         Captioner.load(run.at("model"), required_words=["zebra"])
 
 
+def test_a_picture_whose_file_is_closed_and_a_device_that_is_not_there_are_told(
+    run: JobConfig, photo: str
+) -> None:
+    captioner = Captioner.load(run.at("model"), device="cpu")
+    with Image.open(photo) as closed:
+        pass
+    with pytest.raises(InputError, match=r"image 0: its file is closed: load\(\) it first"):
+        captioner.caption(closed)
+    for device in ("nowhere", "cuda:99"):
+        with pytest.raises(InputError, match=f"device: {device}: "):
+            Captioner.load(run.at("model"), device=device)
+
+
 def test_a_model_directory_brings_its_tower_along_wherever_it_is_copied(
     run: JobConfig, tmp_path: Path
 ) -> None:

@@ -48,7 +48,11 @@ def test_coco_numbers_its_images(tmp_path: Path) -> None:
         ("r.jsonl", '{"image": "a"}\nno json\n', r"row 1: expected one of caption, text"),
         ("r.jsonl", "no json\n", r"line 1: not JSON"),
         ("r.jsonl", "[1]\n", r"row 1: expected an image and a caption by name, found \[1\]"),
-        ("r.csv", "picture,caption\na.jpg,a dog\n", r"row 1: expected one of image_id, .*picture"),
+        (
+            "r.csv",
+            "picture,caption\na.jpg,a dog\n",
+            r"line 1: expected one of image_id, .*; there is picture",
+        ),
         ("r.csv", "image,caption\n,a dog\n", r"row 1: names no image"),
         ("r.csv", "image,caption\na.jpg,A dog, running\n", r"line 2: more values .* double quotes"),
         (
@@ -58,8 +62,13 @@ def test_coco_numbers_its_images(tmp_path: Path) -> None:
         ),
         ("r.json", '[{"image": "a", "caption": NaN}]', r"row 1: expected a caption that is text"),
         ("r.json", '[{"image": 4.5, "caption": "a dog"}]', r"row 1: names no image"),
-        ("r.csv", 'image,caption\na.jpg," not closed\nb.jpg,x\n', r"cannot be read as .csv"),
-        ("r.csv", 'image,caption\na.jpg,"say "hi" there"\n', r"cannot be read as \.csv"),
+        (
+            "r.csv",
+            'image,caption\na.jpg," not closed\nb.jpg,x\n',
+            r"r\.csv, line 3: unexpected end of data",
+        ),
+        ("r.csv", 'image,caption\na.jpg,"say "hi" there"\n', r"r\.csv, line 2: ',' expected after"),
+        ("r.csv", "image,caption\na.jpg,x\n\nb.jpg", r"line 4: fewer values than the header"),
         ("r.csv", "image,caption,caption\na.jpg,x,y\n", r"line 1: two columns are called caption"),
         ("r.parquet", "no table", r"r\.parquet: cannot be read as \.parquet"),
         ("r.txt", "", r"r\.txt: captions are read from \.parquet"),
@@ -69,6 +78,29 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, mess
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         list(results.read(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["id", "caption"], r"r\.parquet: expected one of image_id, .*; there is id, caption"),
+        (["image", "cap"], r"r\.parquet: expected one of caption, .*; there is image, cap"),
+        (["image", "caption", "caption"], r"r\.parquet: two columns are called caption"),
+    ],
+)
+def test_columns_of_parquet_are_named(tmp_path: Path, names: list[str], message: str) -> None:
+    table = pa.table([pa.array(["x"]) for _ in names], names=names)
+    pq.write_table(table, tmp_path / "r.parquet")
+    with pytest.raises(InputError, match=message):
+        list(results.read(str(tmp_path / "r.parquet")))
+
+
+def test_parquet_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.table({"image": ["a"] * 99, "caption": ["b"] * 99}), path)
+    path.write_bytes(path.read_bytes()[:4] + b"\xff" * 40 + path.read_bytes()[44:])
+    with pytest.raises(InputError, match=r"r\.parquet: cannot be read as \.parquet"):
+        list(results.read(str(path)))
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])

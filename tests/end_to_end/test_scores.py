@@ -76,6 +76,7 @@ def test_a_file_of_anyones_captions_is_scored_as_a_run_is(
     page = (out / "report.html").read_text()
     assert "Nothing is known of it" in page
     assert "Its weights are real" not in page
+    assert "its file is not known" in page  # and not what lies here under its name
     theirs.write_text("\n".join(lines))
     assert "not empty" in captioner(*command, status=2).output
     shutil.rmtree(out)

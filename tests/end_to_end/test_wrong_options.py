@@ -103,9 +103,41 @@ def test_a_place_where_no_directory_can_be_is_named(
     assert "no directory, and none can be made" in refused.output or "no `?`" in refused.output
 
 
-def test_a_comparison_is_a_file(captioner: Cli, finished_run: Path, tmp_path: Path) -> None:
-    compare = ("compare", finished_run, finished_run, "--out", tmp_path)
-    assert f"{tmp_path}: a directory" in captioner(*compare, status=2).output
+def test_what_is_written_is_a_file_and_in_a_directory(
+    captioner: Cli, finished_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "d.png").mkdir()
+    (tmp_path / "file").write_text("")
+    compare = ("compare", finished_run, finished_run, "--out")
+    view = ("view", "photo.jpg", "--model", finished_run / "model", "--out")
+    for command, name in ((compare, "d.png"), (view, "d.png")):
+        assert "d.png: a directory" in captioner(*command, tmp_path / name, status=2).output
+    export = ("features", "export", finished_run, "--to", "npy", "--out")
+    for command in (compare, view, export):
+        refused = captioner(*command, tmp_path / "file" / "x.png", status=2).output
+        assert "no directory, and none can be made" in refused
+    assert "expected a name that ends in" in captioner(*view, "png", status=2).output
+
+
+def test_what_an_argument_says_is_not_set_as_well(
+    captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path
+) -> None:
+    images, out = scene_data / "Images", tmp_path / "out"
+    caption = ("caption", images, "--model", finished_run / "model", "--out", out, "--set")
+    score = ("score", "a.csv", "--references", "b.csv", "--out", out, "--set")
+    assert "run is --out here" in captioner(*caption, "run=/elsewhere", status=2).output
+    assert "run is --out here" in captioner(*score, "run=/elsewhere", status=2).output
+    for key in ("source.images=/elsewhere", "source={images: /elsewhere}"):
+        assert "source.images is IMAGES here" in captioner(*caption, key, status=2).output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.json"])
+def test_a_file_of_captions_is_not_scored_without_references(
+    captioner: Cli, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text('[{"image_id": 1, "caption": "a dog"}]')
+    assert "goes with --references" in captioner("score", tmp_path / name, status=2).output
 
 
 def test_status_of_a_run_with_broken_files(captioner: Cli, finished_run: Path) -> None:

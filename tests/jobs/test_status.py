@@ -156,8 +156,10 @@ def test_a_holder_on_another_machine_is_judged_by_its_beat(
 
 
 def test_a_captioned_directory_tells_the_command_that_goes_on(run: JobConfig) -> None:
-    command = "captioner caption /photos --model /m --out /out"
-    storage.write_json(run.at("_command.json"), {"command": command})
+    there = "captioner caption /photos --model /m --out /out"
+    storage.write_json(run.at("_command.json"), {"command": there})
+    # It may have been moved or copied since.
+    command = f"captioner caption /photos --model /m --out {run.at()}"
     Path(run.at("captions", storage.SUMMARY)).unlink()
     now = found(run)
     assert list(now["stages"]) == ["index", "caption", "score"]
