@@ -79,7 +79,7 @@ def refuse(overrides: Sequence[str], given: Mapping[str, str]) -> None:
     for override in overrides:
         key = override.partition("=")[0].strip()
         for other, way in given.items():
-            if key in (other, other.rpartition(".")[0]):
+            if key and key in (other, other.rpartition(".")[0]):
                 raise InputError(f"--set {override}: {other} is {way} here")
 
 

@@ -92,10 +92,11 @@ def train(config: JobConfig) -> dict[str, Any]:
         datasets = _datasets(config, identity, sum(of_runs) + images["val"], tally)
         with stream.readable_errors(tally, config.at("model")):
             _trainer(config, task, workers, datasets).fit()
-            if told := ray.get(tally.told.remote()):
-                raise told
+        history = Progress(model_files.read_history(config.at("model")))
+        told = ray.get(tally.told.remote())
+        if told is not None and history.stage(config.train) is not None:  # a worker has ended it
+            raise told
     seconds = time.monotonic() - started
-    history = Progress(model_files.read_history(config.at("model")))
     summary = {
         "vocabulary": len(vocabulary),
         "images": images,

@@ -92,6 +92,26 @@ def test_weights_that_are_no_numbers_end_a_training_that_has_none_to_keep(
         worker._require_numbers(stage)
 
 
+def test_a_training_that_has_diverged_ends_without_an_error_of_its_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray Train would begin it again, and it would end alike."""
+
+    def diverge(stage: str) -> None:
+        raise Diverged("epoch 1: not numbers")
+
+    worker = SimpleNamespace(progress=Progress(), run_epoch=diverge)
+    monkeypatch.setattr(train_worker, "Worker", lambda task: worker)
+    monkeypatch.setattr(train_worker.cpu, "prepare", lambda: None)
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    told: list[Exception] = []
+    tally = SimpleNamespace(tell=SimpleNamespace(remote=told.append))
+    config = SimpleNamespace(train=options())
+    task: Any = SimpleNamespace(threads=torch.get_num_threads(), tally=tally, config=config)
+    train_worker.work(task)
+    assert [str(error) for error in told] == ["epoch 1: not numbers"]
+
+
 @pytest.mark.parametrize(
     ("stage", "losses", "stays"),
     [
