@@ -70,22 +70,21 @@ def images_of(config: JobConfig, rows: pa.Table) -> Iterator[Bytes]:
         found = rows_of(url, ids, ["image_id", *PLACE])
         known = {row.pop("image_id"): row for row in found.to_pylist()}
     places = [known.get(name, {"uri": uri}) for name, uri in zip(ids, rows["uri"].to_pylist())]
+    # Of captions in somebody's file a name alone may be known; a file of that name in the working
+    # directory is another.
+    are_known = [storage.is_absolute(at["uri"]) for at in places]
     schema = pa.schema(manifest.SCHEMA.field(name) for name in PLACE)
-    table = pa.Table.from_pylist([at for at in places if _is_known(at["uri"])], schema=schema)
+    table = pa.Table.from_pylist(
+        [at for at, is_known in zip(places, are_known) if is_known], schema=schema
+    )
     images = read_images(table, config.image.max_bytes, config.source.image_column)
-    for place, at in enumerate(places):
+    for place, is_known in enumerate(are_known):
         try:
-            yield next(images) if _is_known(at["uri"]) else Unreadable("its file is not known")
+            yield next(images) if is_known else Unreadable("its file is not known")
         except Exception as error:  # each fsspec file system raises its own
             # A page without its pictures is better than none.
             yield from [Unreadable(redaction.reason(error))] * (len(ids) - place)
             return
-
-
-def _is_known(uri: str) -> bool:
-    """Whether it leads somewhere. Of captions in somebody's file a name alone may be known, and a
-    file of that name in the working directory is another."""
-    return uri.startswith("/") or "://" in uri
 
 
 def thumbnail(decoded: Decoded) -> str | None:

@@ -29,8 +29,8 @@ def read(url: str) -> Iterator[Result]:
     Raises:
         InputError: no such file, not of that format, or without such columns.
     """
-    kind = url.rpartition(".")[2].lower()
-    if kind not in _READERS:
+    kind = kind_of(url)
+    if kind is None:
         known = ", ".join(f".{name}" for name in _READERS)
         raise InputError(f"{url}: captions are read from {known}")
     fs, path = storage.filesystem(url)
@@ -45,6 +45,12 @@ def read(url: str) -> Iterator[Result]:
         if not storage.is_damage(error):
             raise
         raise InputError(f"{url}: cannot be read as .{kind}: {error}") from None
+
+
+def kind_of(url: str) -> str | None:
+    """What such a file is by its name: ``parquet jsonl csv json``; None: no such file."""
+    kind = url.rpartition(".")[2].lower()
+    return kind if kind in _READERS else None
 
 
 def _parquet(url: str) -> Iterator[Any]:

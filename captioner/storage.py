@@ -129,6 +129,11 @@ def is_local_url(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
+def is_absolute(url: str) -> bool:
+    """Whether it leads to the same place from wherever it is read."""
+    return url.startswith("/") or "://" in url
+
+
 def is_here(url: str) -> bool:
     """Whether it is on this machine, if in an archive."""
     return is_local_url(url.rpartition("::")[2] if is_chain(url) else url)

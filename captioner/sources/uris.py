@@ -48,7 +48,7 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
                 rows.skip("caption that is not UTF-8")
             uri = checked(uri, source.allow_http, f"{part.url}, {where}")
             if rows.wants(uri.partition("?")[0]):
-                place = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
+                place = uri if storage.is_absolute(uri) else storage.join(folder, uri)
                 name = key or redaction.unsigned(uri)
                 about = {"captions": captions or [], **labels}
                 rows.add(name, place, Version(None, None, None), **about)

@@ -97,8 +97,8 @@ def _best(entries: Sequence[Entry], by: Measure) -> int:
     """The number of the best entry, counted from 1; 0 where there is none. Not a number is the
     worst of all."""
     sign = -1.0 if by == "loss" else 1.0
-    values = [_or_null(entry[f"val_{by}"]) for entry in entries]
-    merits = [-math.inf if value is None else sign * value for value in values]
+    merits = [sign * entry[f"val_{by}"] for entry in entries]
+    merits = [merit if merit == merit else -np.inf for merit in merits]
     return merits.index(max(merits)) + 1 if merits else 0
 
 

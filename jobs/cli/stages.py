@@ -206,10 +206,12 @@ def score(
     if references is None:
         if out is not None:
             raise click.UsageError("--out goes with --references")
+        from captioner import results
+
         try:
             config = load(source, overrides)
         except InputError:
-            if source.endswith((".parquet", ".jsonl", ".csv", ".json")):
+            if results.kind_of(source):
                 raise click.UsageError("a FILE of captions goes with --references") from None
             raise
         _stage("score", config)
