@@ -102,6 +102,7 @@ def test_products_of_onednn_make_the_same_captions(
     )
 
 
+@pytest.mark.parametrize("made", ["none"], indirect=True)
 def test_torch_has_no_more_threads_than_openmp_may_have(made: CaptionModel, tmp_path: Path) -> None:
     """Told of more, it gets wrong numbers of oneDNN."""
     save(made, f"{tmp_path}/model")

@@ -32,7 +32,7 @@ def photos(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("kind", ["blip", "coca"])
+@pytest.mark.parametrize("kind", ["blip", pytest.param("coca", marks=pytest.mark.slow)])
 def test_a_directory_is_captioned_and_scored(
     captioner: Cli, cluster: str, photos: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -36,7 +36,9 @@ def bad_directory(tmp_path: Path) -> Path:
 def test_every_image_is_in_the_output_once_with_features_or_a_reason(
     captioner: Cli, small_config: Path, bad_directory: Path, tmp_path: Path
 ) -> None:
-    changes = ("--set", f"source.images={bad_directory}", "--set", "source.captions=null")
+    captions = tmp_path / "captions.txt"  # of other images
+    captions.write_text("image,caption\nnowhere.png,A red circle.\n")
+    changes = ("--set", f"source.images={bad_directory}", "--set", f"source.captions={captions}")
     indexed = captioner("index", small_config, *changes).output
     assert "7 images" in indexed
     assert "1 skipped: in source.exclude" in indexed
@@ -54,7 +56,8 @@ def test_every_image_is_in_the_output_once_with_features_or_a_reason(
     for row in rows:
         assert (row["embedding"] is None) == (row["error"] is not None)
     assert "1 failed: not an image" in extracted
-    assert "no captions" in captioner("train", small_config, *changes, status=2).output
+    refused = captioner("train", small_config, *changes, status=2).output
+    assert "the training split has no captions: see source.captions" in refused
 
 
 def test_bad_images_get_caption_rows_with_reasons(
@@ -85,7 +88,6 @@ def test_captions_of_other_images_are_noticed_before_features_are_made(
     refused = captioner("run", small_config, "--set", captions, status=2)
     assert "no images in the train split have captions" in refused.output
     assert not (tmp_path / "run" / "features").exists()
-    captioner("extract", small_config, "--set", captions)  # which needs none
 
 
 def test_unknown_key_is_named_with_the_nearest(captioner: Cli, small_config: Path) -> None:

@@ -94,6 +94,7 @@ def test_a_source_that_is_mostly_unreadable_stops_the_job(
 ) -> None:
     config = (small_config, f"--set=source.images={mostly_bad}", "--set=source.captions=null")
     config = (*config, "--set=cluster.rows_per_block=16", "--set=features.rows_per_file=32")
+    config = (*config, "--set=cluster.encoders=1")
     captioner("index", *config)
     stopped = captioner("extract", *config, status=3).output
     assert "not an image" in stopped

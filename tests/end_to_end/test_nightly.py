@@ -51,14 +51,17 @@ def change(images: Path) -> None:
 def test_features_follow_a_source_that_changes(
     captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
 ) -> None:
+    Image.effect_noise((200, 200), 90).save(growing / "large.png")
     command = ("extract", small_config, "--update", f"--set=source.images={growing}")
     command = (*command, "--set=source.captions=null", "--max-error-rate", "1")
-    assert "50 images" in captioner(*command).output
+    larger, command = command, (*command, "--set=image.max_bytes=20000")
+    assert "51 images" in captioner(*command).output
     first = rows_of(tmp_path / "run" / "features")
+    assert "image.max_bytes" in first["large.png"]["error"]
     change(growing)
     output = captioner(*command).output
-    assert "2 new, 2 changed, 2 deleted, 46 unchanged" in output
-    assert "extract: 52 rows, 6 new" in output
+    assert "2 new, 2 changed, 2 deleted, 47 unchanged" in output
+    assert "extract: 53 rows, 6 new" in output
     second = rows_of(tmp_path / "run" / "features")
     assert second.keys() == {*first, "000.png", "deep/new.png"}
     changed = {"10.png", "20.png", "30.png", "31.png"}
@@ -72,14 +75,19 @@ def test_features_follow_a_source_that_changes(
 
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "features").iterdir()}
     again = captioner(*command).output
-    assert "extract: nothing new; 52 rows as before" in again
+    assert "extract: nothing new; 53 rows as before" in again
     kept = {file: file.stat().st_mtime_ns for file in files if file.suffix == ".parquet"}
     assert kept == {file: time for file, time in files.items() if file.suffix == ".parquet"}
 
     shutil.copy(growing / "29.png", growing / "30.png")  # it comes back
-    captioner(*command)
+    # What failed is tried again when that is asked for, here with a higher limit.
+    command = larger
+    output = captioner(*command, "--retry-errors").output
+    assert "2 failed rows are tried again" in output
+    assert "extract: 53 rows, 3 new" in output
     third = rows_of(tmp_path / "run" / "features")
-    assert third["30.png"]["error"] is None
+    assert third["30.png"]["error"] is third["large.png"]["error"] is None
+    assert third["20.png"]["error"] == "not an image"
     assert third["31.png"]["error"] == "deleted from the source"
     # A source that has mostly vanished changes nothing: a disk may not be mounted.
     for path in sorted(growing.glob("*.png"))[5:]:
@@ -89,19 +97,12 @@ def test_features_follow_a_source_that_changes(
     assert rows_of(tmp_path / "run" / "features") == third
     captioner(*command, "--set", "source.max_deleted=1")
     rows = rows_of(tmp_path / "run" / "features")
-    assert sum(row["error"] == "deleted from the source" for row in rows.values()) == 46
-
-
-def test_a_shard_that_is_gone_is_told_before_new_images_are_encoded(
-    captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
-) -> None:
-    command = ("extract", small_config, "--update", f"--set=source.images={growing}")
-    command = (*command, "--set=source.captions=null")
-    captioner(*command)
-    change(growing)
+    assert sum(row["error"] == "deleted from the source" for row in rows.values()) == 47
+    # A shard that is gone is told before new images are encoded.
+    Image.new("RGB", (40, 40), "red").save(growing / "99.png")
     shards = sorted((tmp_path / "run" / "features").glob("*.parquet"))
     shards[0].unlink()
-    refused = captioner(*command, "--max-error-rate", "1", status=2).output
+    refused = captioner(*command, status=2).output
     assert "were written: shards, or files of" in refused
     assert sorted((tmp_path / "run" / "features").glob("*.parquet")) == shards[1:]
 
@@ -144,7 +145,8 @@ def test_captions_of_a_directory_follow_it(
         file.write_text(before)
 
 
-def test_failed_images_are_tried_again_when_asked_for(
+@pytest.mark.slow
+def test_failed_images_of_a_list_are_tried_again_when_asked_for(
     captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
 ) -> None:
     """A list says nothing of sizes and times: that a file has come is not seen by itself."""
@@ -164,6 +166,7 @@ def test_failed_images_are_tried_again_when_asked_for(
     assert all(row["error"] is None for row in rows.values())
 
 
+@pytest.mark.slow
 def test_a_manifest_that_a_crash_left_half_moved_is_whole_before_anything_reads_it(
     captioner: Cli, small_config: Path, growing: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import Result
 
 from captioner import parquet_dir
@@ -57,6 +58,7 @@ def test_extraction_goes_on_after_sigkill_of_all_or_its_actor_and_sigterm_and_wr
     assert f"{written} kept" in output  # what was written before was not encoded again
 
 
+@pytest.mark.slow
 def test_captioning_a_directory_goes_on_after_sigkill(
     captioner: Cli, finished_run: Path, scene_data: Path, tmp_path: Path, cluster: str
 ) -> None:

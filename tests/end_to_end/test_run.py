@@ -105,7 +105,7 @@ def test_features_come_in_the_order_of_the_images_whichever_is_done_first(
     """Or a seed would not give the same training again. The first block is decoded last."""
     images = Path(shutil.copytree(scene_data / "Images", tmp_path / "images"))
     first, *others = sorted(images.iterdir())[:8]
-    Image.new("RGB", (9_000, 9_000), "red").save(first)
+    Image.new("RGB", (6_000, 6_000), "red").save(first)
     for other in others:
         shutil.copy(first, other)
     values = (f"source.images={images}", "cluster.encoders=2", "cluster.rows_per_block=8")
@@ -162,7 +162,8 @@ def test_a_pretrained_language_model_is_trained_on_two_runs_and_captions(
     mixed = f"train.mixed_with=[{{run: '{other}', share: 0.5}}]"
     settings += [f"--set={option}" for option in ("train.learning_rate=0.01", mixed)]
     settings.append("--set=train.tensorboard=true")
-    captioner("run", extracted_run, *settings, f"--set=decoder.pretrained={there}")
+    for stage in ("train", "caption"):
+        captioner(stage, extracted_run, *settings, f"--set=decoder.pretrained={there}")
     model = extracted_run / "model"
     history = [json.loads(line) for line in (model / "history.jsonl").open()]
     losses = [entry["val_loss"] for entry in history]

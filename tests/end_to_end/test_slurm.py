@@ -152,7 +152,8 @@ def test_the_head_is_at_an_address_that_others_reach(allocation: Allocation) -> 
     allocation.environment["ADDRESSES"] = "127.0.1.1\nfe80::1 10.0.0.1 172.17.0.1"
     allocation.environment["TMPDIR"] = "/tmp/of-a-user/with-a-long-name/of-this-job"
     allocation.plays("ray", "exec sleep 60")
-    allocation.plays("python", 'if [ "$1" = - ]; then exit 75; fi; echo a-token')
+    waits = 'until grep -q -e --head "$NOTES"; do sleep 0.1; done'  # Ray starts beside it
+    allocation.plays("python", f'if [ "$1" = - ]; then {waits}; exit 75; fi; echo a-token')
     process = allocation.start("index", "some.yaml")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output

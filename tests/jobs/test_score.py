@@ -182,6 +182,7 @@ def test_clip_scores_are_those_of_open_clips_own_embeddings(cluster: str, tmp_pa
     assert set(written["intervals"]) >= {"clip_score", "ref_clip_score", "bleu_4"}
 
 
+@pytest.mark.slow
 @needs_java
 def test_meteor_is_run_on_the_cluster(cluster: str, tmp_path: Path) -> None:
     pytest.importorskip("pycocoevalcap")

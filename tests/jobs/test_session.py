@@ -73,6 +73,7 @@ faults = ray.get(Worker.remote().compute.remote())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
 def test_workers_of_a_local_ray_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
