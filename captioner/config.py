@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from captioner import redaction, storage
+from captioner import redaction, storage, urls
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -41,7 +41,7 @@ Url = Annotated[NameOrUrl, AfterValidator(storage.resolve)]
 
 def _readable_by_ray(url: str) -> str:
     """Ray takes what comes after a question mark for a query, and leaves out new lines."""
-    if storage.is_local_url(url) and ("?" in url or not url.isprintable()):
+    if urls.is_local_url(url) and ("?" in url or not url.isprintable()):
         raise ValueError("a run directory has no `?` and no control characters in its path")
     return url
 

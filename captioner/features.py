@@ -19,7 +19,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from captioner import parquet_dir, storage
+from captioner import parquet_dir, storage, storage_errors
 from captioner.errors import InputError
 from captioner.identity import METADATA_KEY, EncoderIdentity
 from captioner.reading import DELETED
@@ -183,7 +183,7 @@ def count_whole_rows(url: str) -> int:
     try:
         return count_rows(url)
     except (pa.ArrowException, OSError) as error:
-        if not storage.is_damage(error):
+        if not storage_errors.is_damage(error):
             raise
     rows = 0
     filesystem, _ = storage.arrow_filesystem(url)
@@ -210,7 +210,7 @@ def require_whole(url: str, job: str = "the same job") -> None:
         if rows != summary["rows"]:
             why = f"{rows:,} rows where {summary['rows']:,} were written: shards are gone"
     except (pa.ArrowException, OSError) as error:
-        if not storage.is_damage(error):
+        if not storage_errors.is_damage(error):
             raise
         why = f"a shard is damaged: {error}"
     if why:

@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 
 import fsspec
 
-from captioner import redaction, storage
+from captioner import redaction, storage, storage_errors, urls
 from captioner.errors import InputError, StorageUnavailable
 
 _STORAGE_PATIENCE_S = 120.0
@@ -63,7 +63,7 @@ def fetch(uri: str, max_bytes: int, offset: int | None = None, size: int | None 
     except InputError:
         raise
     except Exception as error:  # of a chain: the archive that the image is in
-        if not (storage.is_here(uri) and _is_final(error, local=True)):
+        if not (urls.is_here(uri) and _is_final(error, local=True)):
             raise  # it is nobody's fault, and no image's
         return _unreadable(error)
 
@@ -110,7 +110,7 @@ def ask(fs: fsspec.AbstractFileSystem, uri: str, read: Callable[[], T]) -> T | U
             raise
         except Exception as error:  # fsspec's file systems raise what their clients raise
             late = time.monotonic() + pause > end
-            if _is_final(error, storage.is_here(uri)) or (_is_web(fs) and late):
+            if _is_final(error, urls.is_here(uri)) or (_is_web(fs) and late):
                 return _unreadable(error)
             if late:
                 raise StorageUnavailable(
@@ -130,7 +130,7 @@ def _is_final(error: Exception, local: bool) -> bool:
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)
     is_encrypted = type(error) is RuntimeError and "encrypted" in str(error)  # of a zip archive
-    return isinstance(error, _FINAL) or storage.is_damage(error) or is_encrypted
+    return isinstance(error, _FINAL) or storage_errors.is_damage(error) or is_encrypted
 
 
 def checked(data: bytes | None, max_bytes: int) -> Bytes:

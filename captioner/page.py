@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from captioner import manifest, parquet_dir, redaction, storage
+from captioner import manifest, parquet_dir, redaction, storage, urls
 from captioner.config import JobConfig
 from captioner.fetching import Bytes, Unreadable
 from captioner.images import Decoded, Preprocessing
@@ -72,7 +72,7 @@ def images_of(config: JobConfig, rows: pa.Table) -> Iterator[Bytes]:
     places = [known.get(name, {"uri": uri}) for name, uri in zip(ids, rows["uri"].to_pylist())]
     # Of captions in somebody's file a name alone may be known; a file of that name in the working
     # directory is another.
-    are_known = [storage.is_absolute(at["uri"]) for at in places]
+    are_known = [urls.is_absolute(at["uri"]) for at in places]
     schema = pa.schema(manifest.SCHEMA.field(name) for name in PLACE)
     table = pa.Table.from_pylist(
         [at for at, is_known in zip(places, are_known) if is_known], schema=schema

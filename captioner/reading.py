@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioner import storage
+from captioner import storage, urls
 from captioner.config import Image
 from captioner.fetching import Bytes, Unreadable, ask, checked, fetch
 from captioner.images import Decoded, Part, Preprocessing, decode
@@ -63,7 +63,7 @@ def _read_all(rows: pa.Table, max_bytes: int, image_column: str | None) -> Itera
                 continue
             for few in _together(some):
                 # fsspec reads an archive's table of contents for every thread.
-                at_hand = ("://" not in row["uri"] or storage.is_archive(row["uri"]) for row in few)
+                at_hand = ("://" not in row["uri"] or urls.is_archive(row["uri"]) for row in few)
                 each = map if all(at_hand) else pool.map
                 yield from each(lambda row: _fetch(row, max_bytes), few)
 

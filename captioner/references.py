@@ -111,8 +111,8 @@ class Names:
         if name is not None and self._user.setdefault(name, image_id) != image_id:
             raise InputError(
                 f"{self._origin}: `{name}` stands for both {self._user[name]} and {image_id}; "
-                "give paths relative to source.images instead of bare file names, or leave one of "
-                "them out (source.include, source.exclude)"
+                "give paths there in the place of bare file names (relative to the directory of "
+                "the images), or leave one of these out (source.exclude)"
             )
         return name
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from captioner import storage
+from captioner import storage, storage_errors
 from captioner.errors import InputError
 from captioner.reference_formats import utf8
 
@@ -42,7 +42,7 @@ def read(url: str) -> Iterator[Result]:
     except UnicodeDecodeError as error:
         raise InputError(f"{url}: not in UTF-8: {error}") from None
     except (pa.ArrowException, OSError) as error:
-        if not storage.is_damage(error):
+        if not storage_errors.is_damage(error):
             raise
         raise InputError(f"{url}: cannot be read as .{kind}: {error}") from None
 

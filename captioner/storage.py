@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -19,41 +18,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from captioner import storage_errors, urls
 from captioner.errors import InputError
 
-# What fsspec's file systems say while a storage does not answer.
-AWAY = (
-    "Could not connect to the endpoint",
-    "Connect timeout",
-    "Read timeout",
-    "Connection was closed",
-    "Connection reset",
-    "Connection refused",
-    "Connection lost",
-    "Cannot connect to host",
-    "Server disconnected",
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-)
-# What they say where somebody may not do this, or nobody can.
-_REFUSED = (
-    "Unable to locate credentials",
-    "Access Denied",
-    "AccessDenied",
-    "Forbidden",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "Anonymous caller",
-    "bucket does not exist",
-)
-# Of a place where nothing can be written, whoever asks.
-_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.EROFS, errno.ENAMETOOLONG)
-_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-CREDENTIALS = (
-    "Credentials of an object store come from where its library looks for them, such as "
-    "AWS_ACCESS_KEY_ID"
-)
 # What json.loads raises: of text that is none, of numbers too long, of brackets too deep.
 NOT_JSON = (ValueError, RecursionError)
 _PARTIAL = re.compile(r"_[0-9a-f]{32}\.partial")  # of a local file that is being written
@@ -63,7 +30,7 @@ SUMMARY = "_summary.json"  # Parquet readers skip names that begin with an under
 def resolve(url: str | os.PathLike[str]) -> str:
     """The same place, independent of the working directory (Ray workers have their own)."""
     text = os.fspath(url)
-    if is_archive(text):
+    if urls.is_archive(text):
         inside, _, outside = text.partition("::")
         return f"{inside}::{resolve(outside)}"
     return text.rstrip("/") if "://" in text else os.path.abspath(os.path.expanduser(text))
@@ -91,7 +58,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     protocol = fsspec.utils.get_protocol(url) if "://" in url else "file"
     try:
-        if is_chain(url):
+        if urls.is_chain(url):
             fs, path = fsspec.core.url_to_fs(url)
             return fs, path
         options = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(url)
@@ -106,37 +73,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, fs._strip_protocol(url)
 
 
-def is_chain(url: str) -> bool:
-    """Whether one file system stands on another: ``simplecache::s3://`` or ``zip://a::s3://``.
-
-    fsspec takes any ``::`` for one; but file names may have it, and object names do. A member of an
-    archive always has one.
-    """
-    return re.search(r"^[^:/]*::.*://|::[^:/]*://|^(?:zip|tar|libarchive)://", url) is not None
-
-
-def is_archive(url: str) -> bool:
-    """Whether it is in an archive: ``zip://photos::s3://bucket/photos.zip``, its ``photos``."""
-    return re.match(r"(?:zip|tar|libarchive)://.*?::", url) is not None
-
-
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return has_protocol(fs, "file")
-
-
-def is_local_url(url: str) -> bool:
-    """By its name alone: of a chain, such as ``zip://x::/path.zip``, it is none."""
-    return "://" not in url or url.startswith("file://")
-
-
-def is_absolute(url: str) -> bool:
-    """Whether it leads to the same place from wherever it is read."""
-    return url.startswith("/") or "://" in url
-
-
-def is_here(url: str) -> bool:
-    """Whether it is on this machine, if in an archive."""
-    return is_local_url(url.rpartition("::")[2] if is_chain(url) else url)
 
 
 def has_protocol(fs: fsspec.AbstractFileSystem, name: str) -> bool:
@@ -149,7 +87,7 @@ def uri(fs: fsspec.AbstractFileSystem, path: str, beside: str = "") -> str:
     the same file system, which knows where an archive is."""
     if is_local(fs):
         return path
-    if is_archive(beside):
+    if urls.is_archive(beside):
         return f"{fs.unstrip_protocol(path.lstrip('/'))}::{beside.partition('::')[2]}"
     return str(fs.unstrip_protocol(path))
 
@@ -187,34 +125,6 @@ def tar(url: str) -> Iterator[Callable[[str, bytes], None]]:
             file.addfile(member, io.BytesIO(content))
 
         yield add
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether a storage did not answer."""
-    return any(words in str(error) for words in AWAY)
-
-
-def is_refused(error: BaseException) -> bool:
-    """Whether a storage did answer, and said no."""
-    return isinstance(error, PermissionError) or any(words in str(error) for words in _REFUSED)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a disk, or somebody's part of it, is. Ray passes on the words, not the number."""
-    return any(words in str(error) for words in _FULL)
-
-
-def reason(error: BaseException) -> str:
-    """The line that says it: what Ray passes on comes with tracebacks, one for each worker."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    telling = [line for line in lines if any(words in line for words in (*_FULL, *AWAY))]
-    return (telling or lines)[-1].strip()
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether Arrow complains of a file's content, and not a storage of its absence."""
-    # Arrow's own errors of reading have no number.
-    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
 
 def exists(url: str) -> bool:
@@ -268,12 +178,9 @@ def make_directory(fs: fsspec.AbstractFileSystem, path: str) -> None:
         try:
             fs.makedirs(path, exist_ok=True)
         except OSError as error:
-            raise no_place(f"{path}: no directory, and none can be made", error) from None
-
-
-def no_place(what: str, error: OSError) -> Exception:
-    """The error, as one that a user can do something about where it is of the place."""
-    return InputError(f"{what}: {error}") if error.errno in _NO_PLACE else error
+            raise storage_errors.no_place(
+                f"{path}: no directory, and none can be made", error
+            ) from None
 
 
 def require_file(url: str) -> None:

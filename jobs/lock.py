@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from captioner import storage
+from captioner import storage, storage_errors
 from captioner.errors import InputError, StorageUnavailable
 
 NAME = "_lock.json"  # Parquet readers skip names that begin with an underscore.
@@ -115,7 +115,7 @@ def _create(url: str, mine: dict[str, Any]) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            raise storage.no_place(f"{folder}: nothing can be written here", error) from None
+            raise storage_errors.no_place(f"{folder}: nothing can be written here", error) from None
         return True
     try:
         fs.pipe_file(path, data, mode="create")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 
-from captioner import features, manifest, staleness, storage
+from captioner import features, manifest, staleness, storage, storage_errors
 from captioner.config import JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.identity import RANDOM_WEIGHTS
@@ -147,15 +147,15 @@ def at_work(config: JobConfig) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if storage.is_full(error) or storage.is_away(error):
+        if storage_errors.is_full(error) or storage_errors.is_away(error):
             raise StorageUnavailable(
-                f"{config.at()}: {storage.reason(error)}. What is done stays done; the same "
+                f"{config.at()}: {storage_errors.reason(error)}. What is done stays done; the same "
                 "command goes on later"
             ) from error
-        if storage.is_refused(error):
+        if storage_errors.is_refused(error):
             raise InputError(
                 f"{error}. A job lists and reads {config.source.images}, and writes to "
-                f"{config.at()}. {storage.CREDENTIALS}"
+                f"{config.at()}. {storage_errors.CREDENTIALS}"
             ) from error
         raise
 

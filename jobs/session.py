@@ -16,7 +16,7 @@ from ray._private import services
 from ray.data import DataContext
 from ray.data.context import DEFAULT_RETRIED_IO_ERRORS
 
-from captioner import storage
+from captioner import storage_errors, urls
 from captioner.config import Cluster, JobConfig
 from captioner.errors import ClusterUnavailable, InputError, Stopped
 from jobs import head, logs
@@ -75,7 +75,7 @@ def start(cluster: Cluster, pretended: Pretended | None = None) -> None:
     # data set (Ray 2.60, 2 cores), so for every epoch. The older one takes 0.3 s.
     context.use_datasource_v2 = False
     # Writes are tried again, for some minutes; reading images has its own patience.
-    context.retried_io_errors = [*DEFAULT_RETRIED_IO_ERRORS, *storage.AWAY]
+    context.retried_io_errors = [*DEFAULT_RETRIED_IO_ERRORS, *storage_errors.AWAY]
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # it is raised as well
 
@@ -185,7 +185,7 @@ def require_shared(places: Mapping[str, str], shared_paths: bool) -> None:
     if len(machines) < 2 or shared_paths:
         return
     for key, url in places.items():
-        if storage.is_here(url):
+        if urls.is_here(url):
             raise InputError(
                 f"{key}: {url} is a local path, and the cluster is of {len(machines)} machines "
                 f"({', '.join(machines[:3])}{', ...' if len(machines) > 3 else ''}): each would "

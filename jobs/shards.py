@@ -14,7 +14,7 @@ import ray.data
 from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
 from ray.data._internal.savemode import SaveMode
 
-from captioner import features, parquet_dir, storage
+from captioner import features, parquet_dir, storage, storage_errors
 from captioner.errors import InputError
 from jobs import blocks, outputs
 from jobs.table_rows import Input
@@ -99,7 +99,7 @@ def lost_ones_told(target: str, checkpoints: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        if not storage.is_damage(error):
+        if not storage_errors.is_damage(error):
             raise
         raise lost(target, checkpoints, f"a file is damaged: {error}") from None
 

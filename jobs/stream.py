@@ -18,7 +18,7 @@ import ray
 from ray.data import DataContext, Dataset
 from ray.data.checkpoint import CheckpointConfig
 
-from captioner import features, parquet_dir, storage
+from captioner import features, parquet_dir, storage, storage_errors
 from captioner.config import JobConfig
 from captioner.errors import InputError, StorageUnavailable
 from captioner.images import Preprocessing
@@ -188,9 +188,9 @@ def readable_errors(tally: Any, target: str) -> Iterator[None]:
     except Exception as error:
         if told := ray.get(tally.told.remote()):
             raise told from None
-        if storage.is_full(error):
+        if storage_errors.is_full(error):
             raise StorageUnavailable(
-                f"{target}: {storage.reason(error)}. What is written stays; make room, and "
+                f"{target}: {storage_errors.reason(error)}. What is written stays; make room, and "
                 "the same command goes on"
             ) from None
         raise

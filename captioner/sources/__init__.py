@@ -10,7 +10,7 @@ from glob import escape, has_magic
 import fsspec
 import pyarrow as pa
 
-from captioner import redaction, storage
+from captioner import redaction, storage, storage_errors
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.sources import columns, directory, tables, tar, uris
@@ -93,7 +93,7 @@ def _filesystem(source: Source) -> tuple[fsspec.AbstractFileSystem, str]:
     except InputError:
         raise
     except Exception as error:  # of an archive that is opened here
-        if storage.is_away(error) or storage.is_refused(error):
+        if storage_errors.is_away(error) or storage_errors.is_refused(error):
             raise
         raise InputError(f"{source.images}: {redaction.reason(error)} (source.images)") from None
 

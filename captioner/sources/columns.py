@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from captioner import groups, redaction, storage
+from captioner import groups, redaction, storage, storage_errors
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.reference_formats import utf8, with_words
@@ -151,7 +151,7 @@ def as_captions(value: object) -> list[str]:
 def damage(file: str, error: Exception) -> str:
     """Why the rest of a Parquet file is passed over, whose content Arrow complains of. An error of
     its storage, on which its images still are, is raised again."""
-    if not storage.is_damage(error):
+    if not storage_errors.is_damage(error):
         raise error
     return redaction.clean(f"the rest of a damaged Parquet file: {file} ({error})")[:300]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 
-from captioner import storage
+from captioner import storage, urls
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.fetching import Bytes, Unreadable, fetch
@@ -53,7 +53,7 @@ def parts(source: Source) -> list[Part]:
         )
     found: list[Part] = []
     trees = [Part("tree", storage.uri(fs, top, root), "")]
-    if storage.is_archive(root):  # every process, and every thread, reads its table of contents
+    if urls.is_archive(root):  # every process, and every thread, reads its table of contents
         return trees
     with ThreadPoolExecutor(_THREADS) as pool:
         while trees and len(trees) < ENOUGH:
@@ -88,7 +88,7 @@ def list_files(part: Part, source: Source) -> Iterator[pa.Table]:
     lost = Rows(source)
     with ThreadPoolExecutor(_THREADS) as pool:
         for rows in _list_files(part, source):
-            each = map if storage.is_archive(part.url) else pool.map
+            each = map if urls.is_archive(part.url) else pool.map
             texts = list(each(_beside, rows["uri"].to_pylist()))
             for _ in filter(_is_lost, texts):
                 lost.skip(_NO_TEXT)

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from captioner import redaction, storage
+from captioner import redaction, storage, urls
 from captioner.config import Source
 from captioner.errors import InputError
 from captioner.sources import columns
@@ -48,7 +48,7 @@ def list_uris(part: Part, source: Source) -> Iterator[pa.Table]:
                 rows.skip("caption that is not UTF-8")
             uri = checked(uri, source.allow_http, f"{part.url}, {where}")
             if rows.wants(uri.partition("?")[0]):
-                place = uri if storage.is_absolute(uri) else storage.join(folder, uri)
+                place = uri if urls.is_absolute(uri) else storage.join(folder, uri)
                 name = key or redaction.unsigned(uri)
                 about = {"captions": captions or [], **labels}
                 rows.add(name, place, Version(None, None, None), **about)
@@ -71,7 +71,7 @@ def checked(uri: str, allow_http: bool, where: str) -> str:
             f"{where}: {uri[:200]}: the list asks for files from the web; "
             "if that is meant, set source.allow_http=true"
         )
-    if storage.is_chain(uri) or protocol not in _PROTOCOLS | _WEB:
+    if urls.is_chain(uri) or protocol not in _PROTOCOLS | _WEB:
         raise InputError(f"{where}: {uri[:200]}: not a protocol that a list may use")
     uri = f"{protocol}://{rest}" if separator else uri
     try:

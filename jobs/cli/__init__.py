@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from captioner import __version__, storage
+from captioner import __version__, storage_errors
 from captioner.errors import InputError, StorageUnavailable
 from jobs import logs
 from jobs.cli import bench, looking, operations, sizing, stages, weights
@@ -32,12 +32,12 @@ class Commands(click.Group):
             logs.error("interrupted")
             ctx.exit(1)
         except Exception as error:  # of what is read and written where no job is at work
-            if storage.is_away(error) or storage.is_full(error):
+            if storage_errors.is_away(error) or storage_errors.is_full(error):
                 logs.error(f"{error}. The same command later goes on")
                 ctx.exit(StorageUnavailable.status)
-            if storage.is_refused(error):
+            if storage_errors.is_refused(error):
                 is_local = getattr(error, "filename", None) is not None
-                logs.error(str(error) if is_local else f"{error}. {storage.CREDENTIALS}")
+                logs.error(str(error) if is_local else f"{error}. {storage_errors.CREDENTIALS}")
                 ctx.exit(InputError.status)
             raise
 

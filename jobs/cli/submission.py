@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from captioner import configuration, redaction, storage
+from captioner import configuration, redaction, storage_errors
 from captioner.config import JobConfig
 from captioner.errors import InputError
 from captioner.model_files import NotAModel
@@ -76,7 +76,7 @@ def _directory(given: dict[str, Any], overrides: tuple[str, ...]) -> Submission:
         values, origin = directory.job_values(source, model, out, captions, overrides)
     except Exception as error:
         only_there = isinstance(error, NotAModel) and place == model and "://" not in model
-        if not (only_there or storage.is_refused(error) or storage.is_away(error)):
+        if not (only_there or storage_errors.is_refused(error) or storage_errors.is_away(error)):
             raise
         # A place that only the cluster's machines have, or may read: what there is of a
         # configuration here.

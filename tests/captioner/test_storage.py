@@ -13,7 +13,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from captioner import parquet_dir, storage
+from captioner import parquet_dir, storage, storage_errors, urls
 from captioner.errors import InputError
 
 
@@ -207,7 +207,7 @@ def test_local_names_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_only_protocols_make_a_chain_of_file_systems(url: str, chain: bool) -> None:
-    assert storage.is_chain(url) == chain
+    assert urls.is_chain(url) == chain
 
 
 def test_a_uri_leads_back_to_its_file(root: str) -> None:
@@ -244,7 +244,7 @@ def test_files_are_found_by_how_their_names_begin(root: str) -> None:
 
 
 def test_a_missing_file_system_is_named_with_the_extra_that_brings_it() -> None:
-    urls = {
+    extras = {
         "s3://bucket/run": "s3",
         "gs://bucket/run": "gcs",
         "abfs://container/run": "azure",
@@ -262,11 +262,11 @@ for url in sys.argv[1:]:
     except InputError as error:
         print(error)
 """
-    command = [sys.executable, "-c", code, *urls]
+    command = [sys.executable, "-c", code, *extras]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert output.splitlines() == [
         f"{url}: its file system is not installed: pip install 'captioner[{extra}]'"
-        for url, extra in urls.items()
+        for url, extra in extras.items()
     ]
 
 
@@ -284,9 +284,9 @@ def test_an_unknown_protocol_is_named() -> None:
     ],
 )
 def test_a_storage_that_says_no_is_neither_away_nor_full(error: Exception) -> None:
-    assert storage.is_refused(error)
-    assert not storage.is_away(error)
-    assert not storage.is_full(error)
+    assert storage_errors.is_refused(error)
+    assert not storage_errors.is_away(error)
+    assert not storage_errors.is_full(error)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -294,9 +294,9 @@ def test_a_disk_is_full_whoever_passes_it_on(number: int) -> None:
     error = OSError(number, os.strerror(number))
     other = "rank 1:\n  File x, line 2\nRuntimeError: the other one is gone"
     passed_on = RuntimeError(f"rank 0:\n  File x, line 1\nOSError: {error}\n{other}")
-    assert storage.is_full(error)
-    assert storage.is_full(passed_on)
-    assert storage.reason(passed_on) == f"OSError: {error}"
+    assert storage_errors.is_full(error)
+    assert storage_errors.is_full(passed_on)
+    assert storage_errors.reason(passed_on) == f"OSError: {error}"
 
 
 def test_what_a_killed_process_was_writing_is_deleted(tmp_path: Path) -> None:
