@@ -54,12 +54,12 @@ def test_features_follow_a_source_that_changes(
     Image.effect_noise((200, 200), 90).save(growing / "large.png")
     command = ("extract", small_config, "--update", f"--set=source.images={growing}")
     command = (*command, "--set=source.captions=null", "--max-error-rate", "1")
-    larger, command = command, (*command, "--set=image.max_bytes=20000")
-    assert "51 images" in captioner(*command).output
+    limited = (*command, "--set=image.max_bytes=20000")
+    assert "51 images" in captioner(*limited).output
     first = rows_of(tmp_path / "run" / "features")
     assert "image.max_bytes" in first["large.png"]["error"]
     change(growing)
-    output = captioner(*command).output
+    output = captioner(*limited).output
     assert "2 new, 2 changed, 2 deleted, 47 unchanged" in output
     assert "extract: 53 rows, 6 new" in output
     second = rows_of(tmp_path / "run" / "features")
@@ -74,14 +74,13 @@ def test_features_follow_a_source_that_changes(
         assert second[name]["embedding"] is None
 
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "features").iterdir()}
-    again = captioner(*command).output
+    again = captioner(*limited).output
     assert "extract: nothing new; 53 rows as before" in again
     kept = {file: file.stat().st_mtime_ns for file in files if file.suffix == ".parquet"}
     assert kept == {file: time for file, time in files.items() if file.suffix == ".parquet"}
 
     shutil.copy(growing / "29.png", growing / "30.png")  # it comes back
     # What failed is tried again when that is asked for, here with a higher limit.
-    command = larger
     output = captioner(*command, "--retry-errors").output
     assert "2 failed rows are tried again" in output
     assert "extract: 53 rows, 3 new" in output
