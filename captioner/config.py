@@ -22,6 +22,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
+CaptionsFormat = Literal["auto", "csv", "token", "karpathy", "coco"]
 
 
 def _without_password(url: str) -> str:
@@ -72,7 +73,7 @@ class Source(Section):
     captions: Url | None = None
     """A captions file, or a glob of several; none: there is nothing to train on or to score
     against, but for what shards and lists bring with them."""
-    captions_format: Literal["auto", "csv", "token", "karpathy", "coco"] = "auto"
+    captions_format: CaptionsFormat = "auto"
     include: list[str] = ["*"]
     """Globs over file names; over paths relative to ``images`` where they contain a slash. Case
     counts for those that begin with it, as in ``/2024/*``."""

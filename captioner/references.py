@@ -6,20 +6,18 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from glob import has_magic
-from typing import Literal
 
 from captioner import chance, reference_formats, storage
-from captioner.config import Split
+from captioner.config import CaptionsFormat, Split
 from captioner.errors import InputError
 from captioner.reference_formats import CaptionFile
 
-Format = Literal["auto", "csv", "token", "karpathy", "coco"]
 _COCO_2017 = re.compile(r"(?=\d{12}\.)0*(\d+)\.")
 _COCO_2014 = re.compile(r"COCO_(?:train|val|test)20\d\d_\d{12}\.")
 _TOKEN = re.compile(r"[^\n\t]*#\d+\t")
 
 
-def read(url: str, format: Format = "auto") -> CaptionFile:
+def read(url: str, format: CaptionsFormat = "auto") -> CaptionFile:
     """Read a caption file: CSV, the ``.token`` of Flickr8k and Flickr30k, Karpathy's JSON, or
     COCO's annotation JSON. A glob stands for several files, whose captions are put together.
 
@@ -47,7 +45,7 @@ def _glob(url: str) -> list[str]:
     return [storage.uri(fs, found) for found in sorted(fs.glob(path))] if has_magic(path) else []
 
 
-def _read(url: str, format: Format) -> CaptionFile:
+def _read(url: str, format: CaptionsFormat) -> CaptionFile:
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")
     except IsADirectoryError:
