@@ -91,19 +91,30 @@ def index(config: JobConfig) -> dict[str, Any]:
 
 
 def require(config: JobConfig) -> None:
-    """See that there is something to list.
+    """See that there is something to list, and to learn from.
 
     Raises:
-        InputError: there are no images, or what names their captions or splits cannot be read.
+        InputError: there are no images, none of them has captions, or what names their captions or
+            splits cannot be read.
         StorageUnavailable: they cannot be listed.
     """
     source = sources.without(config.source, config.run)
-    Assignment(config)
-    parts = sources.parts(source)
-    source = source.model_copy(update={"sidecar_captions": False})  # which nobody needs here
-    listed = (table for part in parts for table in blocks.listed(part, source))
-    if not any(table["skipped"].null_count for table in listed):
+    assign, parts = Assignment(config), sources.parts(source)
+    from_files = source.sidecar_captions  # a file for each image: those are not read twice
+    source = source.model_copy(update={"sidecar_captions": False})
+    images = 0
+    for table in (table for part in parts for table in blocks.listed(part, source)):
+        rows = assign(table.filter(pc.is_null(table["skipped"])))
+        images += len(rows)
+        captions = pc.sum(pc.list_value_length(rows["captions"])).as_py() or 0
+        if captions or (images and from_files) or images > _ROWS:  # else it is listed twice
+            return
+    if not images:
         raise InputError(f"{config.source.images}: no images in this {_kind(config)}")
+    raise InputError(
+        f"{config.source.images}: none of the {images:,} images here has captions to train with: "
+        "see source.captions, whose names are those of the images, or the ends of them"
+    )
 
 
 def listing(

@@ -27,6 +27,7 @@ def contents(run: Path) -> dict[str, bytes]:
         ("run", ["--redo", "index", "--set", "source.images=/nowhere"], "no such directory"),
         ("run", ["--redo", "index", "--set", "source.include=[x*]"], "no images in this directory"),
         ("run", ["--redo", "index", "--set", "source.captions=/no.csv"], "no such captions file"),
+        ("run", ["--redo", "index", "--set", "source.captions=OTHERS"], "none of the 120 images"),
         (
             "run",
             ["--redo", "train", "--set", "train.mixed_with=[{run: /nowhere}]"],
@@ -40,6 +41,9 @@ def contents(run: Path) -> dict[str, bytes]:
 def test_options_that_cannot_be_leave_a_run_as_it_was(
     captioner: Cli, finished_run: Path, command: str, options: list[str], message: str
 ) -> None:
+    others = finished_run.parent / "captions-of-others.csv"
+    others.write_text("image,caption\nnowhere.png,A red circle.\n")
+    options = [option.replace("OTHERS", str(others)) for option in options]
     before = contents(finished_run)
     assert message in captioner(command, finished_run, *options, status=2).output
     assert contents(finished_run) == before
