@@ -1,8 +1,8 @@
 """Feature shards in the layouts of other tools: clip-retrieval's arrays, WebDataset's tar files.
 
 Each layout turns one shard, a Parquet file, into the files of one number. So shards can be
-exported in any order, on any machine, and once more after a failure, with the same result.
-Images without features are left out, and counted.
+exported in any order, on any machine, and once more after a failure, with the same result; those
+that are there already are left as they are. Images without features are left out, and counted.
 """
 
 from __future__ import annotations
@@ -65,10 +65,23 @@ def to_webdataset(shard: str, out: str, number: int) -> Exported:
     return counts
 
 
-LAYOUTS: dict[str, Callable[[str, str, int], Exported]] = {
-    "npy": to_npy,
-    "webdataset": to_webdataset,
+@dataclass(frozen=True)
+class Layout:
+    write: Callable[[str, str, int], Exported]
+    last: str  # of a shard's files: where it is, all of them are whole
+
+
+LAYOUTS = {
+    "npy": Layout(to_npy, "metadata/metadata_{:06d}.parquet"),
+    "webdataset": Layout(to_webdataset, "{:06d}.tar"),
 }
+
+
+def once(layout: str, shard: str, out: str, number: int) -> Exported:
+    """Write what is not there yet of an export that was interrupted."""
+    if storage.exists(storage.join(out, LAYOUTS[layout].last.format(number))):
+        return _count(shard)
+    return LAYOUTS[layout].write(shard, out, number)
 
 
 def _count(shard: str) -> Exported:

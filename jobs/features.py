@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import astuple
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from captioner import export as layouts
 from captioner import features, parquet_dir, storage
 from captioner.config import Cluster
 from captioner.errors import InputError
-from captioner.export import LAYOUTS
+from captioner.export import Exported
 from captioner.identity import RANDOM_WEIGHTS, EncoderIdentity
 
 _REASONS = 10  # that are told apart
+_BEGUN = "_export.json"  # of what an export is, as long as it is not whole
 
 
 def describe(url: str) -> str:
@@ -50,28 +55,37 @@ def export(
 ) -> str:
     """Write the features to ``out`` for other tools, in one Ray task a shard; return the counts.
 
-    The last file written is a ``_summary.json`` that says what was exported.
+    The last file written is a ``_summary.json`` that says what was exported. Killed before, the
+    same export goes on.
 
     Raises:
-        InputError: there are no features, or not all yet; or ``out`` is not empty; or one of them
-            is a local path, and the cluster of several machines, unless they share it.
+        InputError: there are no features, or not all yet; or something else is in ``out``; or one
+            of them is a local path, and the cluster of several machines, unless they share it.
+        Stopped: SIGTERM came.
     """
     import ray  # not above: `describe` needs no Ray, and should not wait for it
 
-    from jobs import session, tasks
+    from jobs import lock, progress, session, stopping, tasks
 
     url, identity, is_whole = _open(url)
     if not is_whole:
         raise InputError(f"{url}: not all features are there; `captioner extract` goes on")
-    out = storage.resolve(out)
-    _refuse(out, url)
-    session.start(Cluster(address=address))
-    session.require_shared({"DIR": url, "--out": out}, shared_paths)
-    task = ray.remote(tasks.redacting(LAYOUTS[layout]))
-    done = ray.get([task.remote(file, out, number) for number, file in enumerate(_files(url))])
-    images, left_out = sum(shard.images for shard in done), sum(shard.left_out for shard in done)
-    summary = {"features": url, "layout": layout, "images": images, "left_out": left_out}
-    storage.write_summary(out, {**summary, "encoder": identity.to_dict()})
+    out, files = storage.resolve(out), _files(url)
+    of = {"features": url, "layout": layout, "shards": _digest(files)}
+    _refuse(out, url, of)
+    with stopping.on_sigterm(out):
+        session.start(Cluster(address=address))
+        session.require_shared({"DIR": url, "--out": out}, shared_paths)
+        storage.write_json(storage.join(out, _BEGUN), of)
+        with lock.hold(out), progress.show("export", features.count_rows(url), None) as tally:
+            storage.remove_partial_below(out)
+            task = ray.remote(tasks.redacting(_export))
+            shards = [task.remote(layout, file, out, n, tally) for n, file in enumerate(files)]
+            done = ray.get(shards)
+            images, left_out = (sum(counts) for counts in zip(*map(astuple, done)))
+            summary = {"features": url, "layout": layout, "images": images, "left_out": left_out}
+            storage.write_summary(out, {**summary, "encoder": identity.to_dict()})
+            storage.remove_file(storage.join(out, _BEGUN))
     said = f"export: {images:,} images, {left_out:,} left out because of errors\n{layout}: {out}"
     return _with_warning(said, identity)
 
@@ -96,13 +110,28 @@ def _open(url: str) -> tuple[str, EncoderIdentity, bool]:
     return url, identity, summary is not None and summary["rows"] == rows
 
 
-def _refuse(out: str, features_url: str) -> None:
+def _export(layout: str, shard: str, out: str, number: int, tally: Any) -> Exported:
+    done = layouts.once(layout, shard, out, number)
+    tally.add.remote(done.images + done.left_out, {})
+    return done
+
+
+def _refuse(out: str, features_url: str, of: dict[str, str]) -> None:
+    """
+    Raises:
+        InputError: there is something, and not of an export ``of`` the same that was interrupted.
+    """
     if f"{out}/".startswith(f"{features_url}/"):
         raise InputError(f"{out}: inside the features themselves; give a directory elsewhere")
-    fs, path = storage.filesystem(out)
-    if fs.exists(path) and fs.ls(path):
+    begun = storage.join(out, _BEGUN)
+    if storage.files(out, "") and not (storage.exists(begun) and storage.read_json(begun) == of):
         raise InputError(f"{out}: not empty; give a new directory, or delete this one first")
-    storage.make_directory(fs, path)
+    storage.make_directory(*storage.filesystem(out))
+
+
+def _digest(files: dict[str, int]) -> str:
+    """Of which shards an export is: of others, its numbers would mean something else."""
+    return sha256(repr(sorted(files.items())).encode()).hexdigest()
 
 
 def _files(url: str) -> dict[str, int]:

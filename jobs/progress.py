@@ -29,18 +29,18 @@ _PATIENCE_S = 30.0  # without a first row, before saying what the job may be wai
 def show(
     what: str,
     total: int | None,
-    run: str,
+    run: str | None,
     limits: ErrorLimits | None = None,
 ) -> Iterator[Any]:
     """Show a job's progress while the block runs. Yields the ``Tally`` that workers add to.
 
-    ``run`` is the run directory.
+    ``run`` is the run directory; None: what is written is for other tools, without a file of this.
     """
     # Where the driver is: a node that is lost must not take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally = Tally.options(scheduling_strategy=here).remote(what, limits)
     over = threading.Event()
-    progress = Progress(what, total, storage.join(run, PROGRESS))
+    progress = Progress(what, total, None if run is None else storage.join(run, PROGRESS))
     watcher = threading.Thread(target=_watch, args=(tally, progress, over), daemon=True)
     watcher.start()
     state = "failed"
@@ -72,7 +72,7 @@ class _Mark(NamedTuple):
 class Progress:
     """What is known of a job, as a line and as a file."""
 
-    def __init__(self, what: str, total: int | None, url: str) -> None:
+    def __init__(self, what: str, total: int | None, url: str | None) -> None:
         self.moves = logs.can_move()
         self._what, self._total, self._url = what, total, url
         self._began, self._began_at = time.monotonic(), datetime.now(UTC)
@@ -101,7 +101,7 @@ class Progress:
         elif last or now - self._printed >= _PLAIN_EVERY_S:
             self._printed = now
             logs.note(self._text(now, count, last))
-        if last or now - self._filed >= _FILE_EVERY_S:
+        if self._url is not None and (last or now - self._filed >= _FILE_EVERY_S):
             self._filed = now
             # A storage that is away stops the job itself, if it must; not its progress.
             with contextlib.suppress(Exception):

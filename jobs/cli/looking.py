@@ -90,6 +90,7 @@ def describe(directory: str) -> None:
 @click.option("--shared-paths", is_flag=True, help="Its machines see the same files, as on NFS.")
 def export(directory: str, layout: str, out: str, address: str | None, shared_paths: bool) -> None:
     """Write the features of DIR to OUT for other tools. Images without features are left out.
+    Killed, the same command goes on.
 
     \b
     Example:

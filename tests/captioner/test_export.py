@@ -119,7 +119,7 @@ def test_nothing_is_written_where_no_image_has_features(
     tmp_path: Path, make_identity: MakeIdentity, layout: str, errors: list[str | None]
 ) -> None:
     [url] = shards.write(tmp_path / "features", shards.make(make_identity(), errors))
-    assert export.LAYOUTS[layout](url, str(tmp_path / "out"), 0) == Exported(0, len(errors))
+    assert export.LAYOUTS[layout].write(url, str(tmp_path / "out"), 0) == Exported(0, len(errors))
     assert not (tmp_path / "out").exists()
 
 
@@ -128,11 +128,26 @@ def test_the_same_shard_gives_the_same_bytes(shard: str, tmp_path: Path, layout:
     """A task that is run again, elsewhere and later, changes nothing."""
     contents = []
     for name in ("one", "two"):
-        export.LAYOUTS[layout](shard, str(tmp_path / name), 0)
+        export.LAYOUTS[layout].write(shard, str(tmp_path / name), 0)
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         contents.append([(path.name, path.read_bytes()) for path in files])
     assert contents[0]
     assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("layout", export.LAYOUTS)
+def test_what_is_there_is_not_written_again(shard: str, tmp_path: Path, layout: str) -> None:
+    out = str(tmp_path / "out")
+    assert export.once(layout, shard, out, 0) == Exported(4, 2)
+    files = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    for file in files:
+        file.write_bytes(b"as it was")
+    assert export.once(layout, shard, out, 0) == Exported(4, 2)
+    assert [file.read_bytes() for file in files] == [b"as it was"] * len(files)
+    # Only the last one tells: killed between two, a shard is not there.
+    (tmp_path / "out" / export.LAYOUTS[layout].last.format(0)).unlink()
+    export.once(layout, shard, out, 0)
+    assert b"as it was" not in [file.read_bytes() for file in files]
 
 
 def test_members_of_a_tar_say_nothing_of_when_and_by_whom(shard: str, tmp_path: Path) -> None:
@@ -148,8 +163,8 @@ def test_shards_and_exports_may_be_on_any_file_system(
     memory_root: str, shard: str, tmp_path: Path, make_identity: MakeIdentity, layout: str
 ) -> None:
     [url] = shards.write(f"{memory_root}/features", shards.make(make_identity(), ERRORS))
-    assert export.LAYOUTS[layout](url, f"{memory_root}/out", 3) == Exported(4, 2)
-    export.LAYOUTS[layout](shard, str(tmp_path / "out"), 3)
+    assert export.LAYOUTS[layout].write(url, f"{memory_root}/out", 3) == Exported(4, 2)
+    export.LAYOUTS[layout].write(shard, str(tmp_path / "out"), 3)
     fs, path = storage.filesystem(f"{memory_root}/out")
     written = {name.rpartition("/")[2]: fs.cat(name) for name in fs.find(path)}
     local = {file.name: file.read_bytes() for file in (tmp_path / "out").rglob("*.*")}

@@ -19,6 +19,7 @@ from captioner import features, parquet_dir, storage
 from captioner.export import LAYOUTS
 from captioner.identity import RANDOM_WEIGHTS
 from tests import snippets
+from tests.processes import Command, wait_until
 from tests.s3 import BUCKET, Door
 
 Cli = Callable[..., Result]
@@ -158,6 +159,25 @@ def test_export_goes_to_an_empty_directory_outside_alone(
     (tmp_path / "out").mkdir()
     captioner(*export, tmp_path / "out")
     assert "out: not empty" in captioner(*export, tmp_path / "out", status=2).output
+
+
+def test_an_export_that_was_killed_goes_on(
+    captioner: Cli, run: Path, tmp_path: Path, cluster: str
+) -> None:
+    out = tmp_path / "out"
+    export = ("features", "export", str(run), "--to", "webdataset", "--out", str(out))
+    with Command(*export, "--address", cluster) as command:
+        wait_until((out / "_export.json").exists, command)
+    assert not (out / storage.SUMMARY).exists()
+    other = ("features", "export", run, "--to", "npy", "--out", out)
+    assert "out: not empty" in captioner(*other, status=2).output
+    (out / f"_{32 * '0'}.partial").touch()  # of a task that was killed
+    assert "export: 117 images, 3 left out" in captioner(*export).output
+    tars = [f"{number:06d}.tar" for number in range(len([*(run / "features").glob("*.parquet")]))]
+    assert sorted(path.name for path in out.iterdir()) == [*tars, storage.SUMMARY]
+    samples = webdataset.WebDataset([str(out / tar) for tar in tars], shardshuffle=False)
+    names = [json.loads(sample["json"])["image_id"] for sample in samples]
+    assert sorted(names) == sorted(stored(run))
 
 
 def test_unfinished_features_are_described_but_not_exported(
