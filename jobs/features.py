@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import astuple
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from captioner import export as layouts
 from captioner import features, parquet_dir, storage
 from captioner.config import Cluster
 from captioner.errors import InputError
-from captioner.export import Exported
+from captioner.export import once
 from captioner.identity import RANDOM_WEIGHTS, EncoderIdentity
 
 _REASONS = 10  # that are told apart
@@ -77,11 +75,12 @@ def export(
         session.start(Cluster(address=address))
         session.require_shared({"DIR": url, "--out": out}, shared_paths)
         storage.write_json(storage.join(out, _BEGUN), of)
-        with lock.hold(out), progress.show("export", features.count_rows(url), None) as tally:
+        with lock.hold(out):
             storage.remove_partial_below(out)
-            task = ray.remote(tasks.redacting(_export))
-            shards = [task.remote(layout, file, out, n, tally) for n, file in enumerate(files)]
-            done = ray.get(shards)
+            task = ray.remote(tasks.redacting(once))
+            shards = [task.remote(layout, file, out, number) for number, file in enumerate(files)]
+            rows = features.count_rows(url)
+            done = progress.results("export", rows, shards, lambda one: one.images + one.left_out)
             images, left_out = (sum(counts) for counts in zip(*map(astuple, done)))
             summary = {"features": url, "layout": layout, "images": images, "left_out": left_out}
             storage.write_summary(out, {**summary, "encoder": identity.to_dict()})
@@ -108,12 +107,6 @@ def _open(url: str) -> tuple[str, EncoderIdentity, bool]:
         raise InputError(f"{url}: no feature shards; give a run directory or its features/")
     summary = storage.read_summary(url)
     return url, identity, summary is not None and summary["rows"] == rows
-
-
-def _export(layout: str, shard: str, out: str, number: int, tally: Any) -> Exported:
-    done = layouts.once(layout, shard, out, number)
-    tally.add.remote(done.images + done.left_out, {})
-    return done
 
 
 def _refuse(out: str, features_url: str, of: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from captioner import caption_files, parquet_dir, storage
 from captioner.caption_files import SidecarNames
 from captioner.config import JobConfig
 from captioner.reading import PLACE, read_images
-from jobs import outputs
+from jobs import outputs, progress
 from jobs.tasks import redacting
 
 _ROWS = 10_000
@@ -44,12 +44,14 @@ def _csv(config: JobConfig, target: str) -> int:
 
 
 def _text(config: JobConfig, target: str, header: str, lines: Any) -> int:
-    count = 0
-    with storage.writer(target) as file:
+    count, name = 0, target.rpartition("/")[2]
+    total = parquet_dir.count(config.at("captions"))
+    with storage.writer(target) as file, progress.steps(name, total) as add:
         file.write(header.encode())
         for rows in _batches(config):
             file.write(lines(rows).encode())
             count += len(rows) - rows["caption"].null_count
+            add(len(rows))
     return count
 
 
@@ -74,9 +76,11 @@ def _sidecars(config: JobConfig, target: str) -> int:
     if same:
         storage.remove_partial_below(target)
         ray.get([_sidecars_left.remote(file, target, shared, after) for file in files])
-    written = sum(ray.get([_sidecars_of.remote(file, target, shared, after) for file in files]))
+    tasks = [_sidecars_of.remote(file, target, shared, after) for file in files]
+    total = parquet_dir.count(config.at("captions"), after=after)
+    written = sum(progress.results("sidecar", total, tasks))
     storage.write_summary(target, {**of_these, "serial": captions.get("serial")})
-    return int(written)
+    return written
 
 
 @ray.remote
@@ -102,7 +106,8 @@ def _webdataset(config: JobConfig, target: str) -> int:
     storage.remove(target)
     files = parquet_dir.files(config.at("captions"))
     tasks = [_tar_of.remote(file, target, number, config) for number, file in enumerate(files)]
-    written = int(sum(ray.get(tasks)))
+    total = parquet_dir.count(config.at("captions"))
+    written = sum(progress.results("webdataset", total, tasks))
     storage.write_summary(target, {"rows": written})
     return written
 

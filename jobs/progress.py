@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -29,18 +29,18 @@ _PATIENCE_S = 30.0  # without a first row, before saying what the job may be wai
 def show(
     what: str,
     total: int | None,
-    run: str | None,
+    run: str,
     limits: ErrorLimits | None = None,
 ) -> Iterator[Any]:
     """Show a job's progress while the block runs. Yields the ``Tally`` that workers add to.
 
-    ``run`` is the run directory; None: what is written is for other tools, without a file of this.
+    ``run`` is the run directory.
     """
     # Where the driver is: a node that is lost must not take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally = Tally.options(scheduling_strategy=here).remote(what, limits)
     over = threading.Event()
-    progress = Progress(what, total, None if run is None else storage.join(run, PROGRESS))
+    progress = Progress(what, total, storage.join(run, PROGRESS))
     watcher = threading.Thread(target=_watch, args=(tally, progress, over), daemon=True)
     watcher.start()
     state = "failed"
@@ -62,6 +62,42 @@ def _watch(tally: Any, progress: Progress, over: threading.Event) -> None:
     while not over.wait(_LOOK_EVERY_S):
         with contextlib.suppress(ray.exceptions.RayError):
             progress.write(Count(*ray.get(tally.read.remote(), timeout=5)))
+
+
+@contextlib.contextmanager
+def steps(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show what the driver itself counts, by calls with how many more are done. Of what takes no
+    longer than a moment nothing is said, and nothing is written to a file."""
+    progress, done, said = Progress(what, total, None), 0, False
+    looked = time.monotonic()
+
+    def add(rows: int) -> None:
+        nonlocal done, said, looked
+        done += rows
+        if time.monotonic() - looked >= _LOOK_EVERY_S:
+            looked, said = time.monotonic(), True
+            progress.write(Count(done, {}, [], 0, 0.0))
+
+    state = "failed"
+    try:
+        yield add
+        state = "done"
+    finally:
+        if said:
+            progress.write(Count(done, {}, [], 0, 0.0), state)
+
+
+def results(
+    what: str, total: int, tasks: Sequence[Any], rows: Callable[[Any], int] = int
+) -> list[Any]:
+    """What tasks return, with ``steps`` on the way. ``rows``: of a result, how many it is of."""
+    left = [*tasks]
+    with steps(what, total) as add:
+        while left:
+            ready, left = ray.wait(left, num_returns=len(left), timeout=_LOOK_EVERY_S)
+            add(sum(map(rows, ray.get(ready))))
+    found: list[Any] = ray.get([*tasks])
+    return found
 
 
 class _Mark(NamedTuple):

@@ -187,6 +187,24 @@ def test_a_job_that_stands_still_says_what_it_may_wait_for(
     ]
 
 
+def test_of_what_takes_a_moment_nothing_is_said(
+    clock: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.steps("export", 100) as add:
+        add(100)
+    assert capsys.readouterr().err == ""
+    with progress.steps("export", 100) as add:
+        add(10)
+        clock(1)
+        add(20)
+        clock(31)
+        add(70)
+    assert capsys.readouterr().err.splitlines() == [
+        "export: 30/100 images",
+        "export: 100/100 images, 2.3/s",
+    ]
+
+
 def test_on_a_terminal_one_line_moves(
     clock: Write, make: Callable[..., Progress], monkeypatch: pytest.MonkeyPatch
 ) -> None:
