@@ -116,10 +116,12 @@ def _refuse(out: str, features_url: str, of: dict[str, str]) -> None:
     """
     if f"{out}/".startswith(f"{features_url}/"):
         raise InputError(f"{out}: inside the features themselves; give a directory elsewhere")
+    fs, path = storage.filesystem(out)
     begun = storage.join(out, _BEGUN)
-    if storage.files(out, "") and not (storage.exists(begun) and storage.read_json(begun) == of):
+    is_the_same = storage.exists(begun) and storage.read_json(begun) == of
+    if fs.exists(path) and fs.ls(path) and not is_the_same:
         raise InputError(f"{out}: not empty; give a new directory, or delete this one first")
-    storage.make_directory(*storage.filesystem(out))
+    storage.make_directory(fs, path)
 
 
 def _digest(files: dict[str, int]) -> str:
