@@ -26,7 +26,7 @@ def describe(url: str) -> str:
     Raises:
         InputError: there are no features, or a file is only half there.
     """
-    url, identity, is_whole = _open(url)
+    url, identity, whole = _open(url)
     rows, again, splits, reasons = _count(url)
     sizes = _files(url).values()
     once = f"{again:,} of an image that another row has too" if again else "each image once"
@@ -43,7 +43,7 @@ def describe(url: str) -> str:
         f"storage   {len(sizes):,} files, {sum(sizes):,} bytes, "
         f"{sum(sizes) // max(1, rows):,} bytes an image",
     ]
-    if not is_whole:
+    if whole is None:
         lines.append("NOT WHOLE: `captioner extract` is at work here, or was interrupted")
     return _with_warning("\n".join(lines), identity)
 
@@ -65,8 +65,8 @@ def export(
 
     from jobs import lock, progress, session, stopping, tasks
 
-    url, identity, is_whole = _open(url)
-    if not is_whole:
+    url, identity, rows = _open(url)
+    if rows is None:
         raise InputError(f"{url}: not all features are there; `captioner extract` goes on")
     out, files = storage.resolve(out), _files(url)
     of = {"features": url, "layout": layout, "shards": _digest(files)}
@@ -79,7 +79,6 @@ def export(
             storage.remove_partial_below(out)
             task = ray.remote(tasks.redacting(once))
             shards = [task.remote(layout, file, out, number) for number, file in enumerate(files)]
-            rows = features.count_rows(url)
             done = progress.results("export", rows, shards, lambda one: one.images + one.left_out)
             images, left_out = (sum(counts) for counts in zip(*map(astuple, done)))
             summary = {"features": url, "layout": layout, "images": images, "left_out": left_out}
@@ -89,8 +88,9 @@ def export(
     return _with_warning(said, identity)
 
 
-def _open(url: str) -> tuple[str, EncoderIdentity, bool]:
-    """The features directory that ``url`` is or contains, its encoder, and whether it is whole."""
+def _open(url: str) -> tuple[str, EncoderIdentity, int | None]:
+    """The features directory that ``url`` is or contains, its encoder, and how many rows it has;
+    None: not all of them yet."""
     url = storage.resolve(url)
     inside = storage.join(url, "features")
     url = inside if storage.exists(inside) else url
@@ -106,7 +106,7 @@ def _open(url: str) -> tuple[str, EncoderIdentity, bool]:
     if "embedding" not in names:  # captions name their encoder too
         raise InputError(f"{url}: no feature shards; give a run directory or its features/")
     summary = storage.read_summary(url)
-    return url, identity, summary is not None and summary["rows"] == rows
+    return url, identity, rows if summary is not None and summary["rows"] == rows else None
 
 
 def _refuse(out: str, features_url: str, of: dict[str, str]) -> None:

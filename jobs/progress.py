@@ -91,13 +91,14 @@ def results(
     what: str, total: int, tasks: Sequence[Any], rows: Callable[[Any], int] = int
 ) -> list[Any]:
     """What tasks return, with ``steps`` on the way. ``rows``: of a result, how many it is of."""
-    left = [*tasks]
+    left, found = [*tasks], {}
     with steps(what, total) as add:
         while left:
             ready, left = ray.wait(left, num_returns=len(left), timeout=_LOOK_EVERY_S)
-            add(sum(map(rows, ray.get(ready))))
-    found: list[Any] = ray.get([*tasks])
-    return found
+            new = ray.get(ready)
+            found.update(zip(ready, new))
+            add(sum(map(rows, new)))
+    return [found[task] for task in tasks]
 
 
 class _Mark(NamedTuple):
